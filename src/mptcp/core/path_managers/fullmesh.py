@@ -1,0 +1,82 @@
+"""The default path manager: a subflow from every local address to every address of the peer, up to a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mptcp.core.path_managers.base import Action, AnnounceAddress, Facts, OpenSubflow, PathManager
+from mptcp.core.units import NEVER, SECOND
+from mptcp.info import Endpoint
+
+#: A pair of addresses that fails is tried again after 1, 2, 4, ... seconds, this many times.
+MAX_RETRIES = 6
+
+
+class FullMesh(PathManager):
+    """The client opens, the server announces its further addresses; a lost subflow is opened again with back-off.
+
+    ``limit`` counts all subflows of the connection. One address pair gets one subflow.
+    """
+
+    __slots__ = ("_retry", "limit")
+
+    name = "fullmesh"
+
+    def __init__(self, limit: int = 8) -> None:
+        self.limit = limit
+        self._retry: dict[tuple[bytes, Endpoint], tuple[int, int]] = {}  # pair -> (when, how often so far)
+
+    def on_established(self, facts: Facts) -> Sequence[Action]:
+        if facts.is_client:
+            return self._missing(facts)
+        return [
+            AnnounceAddress(Endpoint(address, 0))
+            for address in facts.local_addresses
+            if address != facts.initial_local.address
+        ]
+
+    def on_local_address(self, facts: Facts, address: bytes, available: bool) -> Sequence[Action]:
+        if not available:
+            return ()
+        for pair in [pair for pair in self._retry if pair[0] == address]:
+            del self._retry[pair]
+        if facts.is_client:
+            return self._missing(facts)
+        return [AnnounceAddress(Endpoint(address, 0))] if address != facts.initial_local.address else ()
+
+    def on_remote_address(self, facts: Facts, remote: Endpoint) -> Sequence[Action]:
+        for pair in [pair for pair in self._retry if pair[1] == remote]:
+            del self._retry[pair]
+        return self._missing(facts) if facts.is_client else ()
+
+    def on_subflow_closed(self, facts: Facts, local: Endpoint, remote: Endpoint, reason: str) -> Sequence[Action]:
+        if facts.is_client and len(self._retry) < 64:
+            _, tries = self._retry.get((local.address, remote), (0, 0))
+            when = facts.now + (SECOND << tries) if tries < MAX_RETRIES else NEVER
+            self._retry[local.address, remote] = (when, tries + 1)
+        return ()
+
+    def on_timer(self, facts: Facts) -> Sequence[Action]:
+        due = [pair for pair, (when, _) in self._retry.items() if when <= facts.now]
+        actions = self._missing(facts, frozenset(due))
+        for pair in due:
+            self._retry[pair] = (NEVER, self._retry[pair][1])
+        return actions
+
+    def deadline(self) -> int:
+        return min((when for when, _ in self._retry.values()), default=NEVER)
+
+    def _missing(self, facts: Facts, again: frozenset[tuple[bytes, Endpoint]] = frozenset()) -> list[Action]:
+        room = self.limit - len(facts.paths)
+        used = {(path.local.address, path.remote) for path in facts.paths}
+        actions: list[Action] = []
+        for local in facts.local_addresses:
+            for remote in facts.remote_endpoints:
+                pair = (local, remote)
+                if len(actions) >= room:
+                    return actions
+                if len(local) != len(remote.address) or pair in used or (pair in self._retry and pair not in again):
+                    continue
+                used.add(pair)
+                actions.append(OpenSubflow(Endpoint(local, 0), remote))
+        return actions
