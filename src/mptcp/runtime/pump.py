@@ -1,0 +1,379 @@
+"""What makes a host run: packets from links to the host and back, its timers, and the threads that wait for it.
+
+There is no thread that must run for data to move. A thread that waits for something drives the host itself until it
+has what it wants, so that a bulk transfer needs no switch between threads. Of several waiting threads one drives and
+the others are parked. Where no thread of the application has driven for a moment, ``background`` does.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from os import register_at_fork
+from typing import TYPE_CHECKING
+
+from mptcp.core.counters import Counters
+from mptcp.core.units import NEVER, SECOND
+from mptcp.errors import NotSupportedError
+from mptcp.runtime.background import Background
+from mptcp.runtime.clock import monotonic_us
+from mptcp.runtime.port import Port
+from mptcp.runtime.seat import Seat
+from mptcp.runtime.waiting import Parked, Source
+
+if TYPE_CHECKING:
+    from mptcp.core.host import Host
+    from mptcp.core.packet import Packet
+    from mptcp.links.base import Link
+
+#: Packets taken from one link before what answers them is sent: acknowledgements must not wait for a whole burst.
+RECEIVE_BATCH = 64
+
+#: A thread that was the only one served this often in a row drives for itself, whoever drives now.
+REGULAR_SERVICES = 2
+
+
+class Pump:
+    """Joins one host, its links and a clock.
+
+    Every method but ``close`` is called with ``lock`` held, and so is every use of the host, its connections and its
+    listeners. Order of a use: change something in the host, then ``flush``; or ``wait`` until something is so.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        links: Sequence[tuple[Link, int]],
+        clock: Callable[[], int] = monotonic_us,
+        *,
+        background: bool = True,
+    ) -> None:
+        """``links``: each with the number of its interface in ``host``. Without ``background`` somebody else must call
+        ``step`` (an event loop)."""
+        self.lock = threading.Lock()
+        self.host = host
+        self.clock = clock
+        self.counters: Counters = host.counters
+        self.ports = [Port(link, index) for link, index in links]
+        self.closed = False
+        self.forked = False
+        self.unusable = False  # closed, forked or failed: one flag for the hot path
+        self.failure: Exception | None = None  # a bug of ours ended the background thread
+        self.drives = 0  # how often a driver has begun
+        self.driver: Seat | None = None
+        self._by_fd = {port.fd: port for port in self.ports}
+        self._by_index = {port.index: port for port in self.ports}
+        self._seats: list[Seat] = []  # all
+        self._free_seats: list[Seat] = []
+        self._parked: list[Parked] = []
+        self._local = threading.local()
+        self._retry_us = NEVER  # the earliest of the ports'
+        self._served = 0  # the thread whose wait ended last, and how often in a row
+        self._services = 0
+        self._background = Background(self) if background else None
+        _pumps.add(self)
+        if self._background is not None:
+            self._background.start()
+
+    # --- for the application's threads ----------------------------------------------------------------------------
+    def check(self) -> None:
+        """Raises if this pump cannot be used: closed, broken, or inherited by a forked process."""
+        if self.forked:
+            raise NotSupportedError("this stack belongs to the process that made it: make a new one after fork")
+        if self.failure is not None:
+            raise OSError(errno.EIO, "the stack has failed") from self.failure
+        if self.closed:
+            raise OSError(errno.ENETDOWN, "the stack is closed")
+
+    def flush(self) -> int:
+        """Sends what a change in the host made sendable, tells who is concerned; the time."""
+        now = self.clock()
+        self._transmit(now)
+        self._notify()
+        driver = self.driver
+        if driver is not None and driver.asleep_until > self._deadline():
+            driver.rouse()
+        return now
+
+    def wait(self, source: Source, ready: Callable[[], bool], deadline: int = NEVER) -> bool:
+        """Until ``ready()``, driving or parked; False when ``deadline`` (clock time) came first.
+
+        The lock is released meanwhile. ``ready`` must also hold when nothing better will ever come (error, close).
+        """
+        if ready():
+            return True
+        me = threading.get_ident()
+        while not ready():
+            if self.clock() >= deadline:
+                return False
+            driver = self.driver
+            if driver is None or self._is_background(driver):
+                self._drive(ready, deadline)
+            elif self._served == me and self._services >= REGULAR_SERVICES:
+                # A bulk transfer: its thread has been woken by another one for every step. It takes the seat; the
+                # other is parked. The price of a switch is paid once instead of always.
+                self._drive(ready, deadline)
+            else:
+                self._park(source, ready, deadline)
+            if self.unusable:
+                self.check()
+        if self._served == me:
+            self._services += 1
+        else:
+            self._served = me
+            self._services = 0
+        return True
+
+    # --- for whoever drives ---------------------------------------------------------------------------------------
+    def step(self, seat: Seat, deadline: int) -> None:
+        """Waits for packets, a timer or ``deadline`` (0: does not wait), and handles what there is.
+
+        The lock is released while it waits.
+        """
+        host = self.host
+        now = self.clock()
+        until = min(deadline, self._deadline())
+        if until > now:
+            seat.asleep_until = until
+            timeout = (until - now) / SECOND if until < NEVER else -1
+            self.lock.release()
+            try:
+                events = seat.poll(timeout)
+            finally:
+                self._relock()
+                seat.settle()
+            now = self.clock()
+        else:
+            events = seat.poll(0)
+        if self.closed:
+            return
+        for fd, mask in events:
+            port = self._by_fd.get(fd)
+            if port is None:
+                continue
+            if mask & 1:  # EPOLLIN
+                self._receive(port, now)
+            if mask & 4:  # EPOLLOUT
+                self._retry(port, now)
+            if mask & 24 and not mask & 1:  # EPOLLERR or EPOLLHUP and nothing else: reading tells why
+                self._receive(port, now)
+        if self._retry_us <= now:
+            for port in self.ports:
+                if port.retry_us <= now:
+                    self._retry(port, now)
+        if host.poll_deadline() <= now:
+            host.handle_timeout(now)
+        self._transmit(now)
+        self._notify()
+
+    def take_seat(self) -> Seat:
+        """The caller drives from now on, until ``self.driver`` is another seat; the last driver is told to leave."""
+        if self.driver is not None:
+            self.driver.rouse()
+        if self._free_seats:
+            seat = self._free_seats.pop()
+        else:
+            seat = Seat()
+            for port in self.ports:
+                if port.failed is None:
+                    seat.watch(port.fd, port.wants_write)
+            self._seats.append(seat)
+        self.driver = seat
+        self.drives += 1
+        return seat
+
+    def leave_seat(self, seat: Seat) -> bool:
+        """The caller drives no more; whether it was still the driver, and so nobody drives now."""
+        if self.closed:
+            seat.close()
+        else:
+            self._free_seats.append(seat)
+        if self.driver is not seat:
+            return False
+        self.driver = None
+        return True
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+    def _deadline(self) -> int:
+        deadline = self.host.poll_deadline()
+        return min(self._retry_us, deadline)
+
+    def _is_background(self, seat: Seat) -> bool:
+        return self._background is not None and self._background.seat is seat
+
+    def _drive(self, ready: Callable[[], bool], deadline: int) -> None:
+        seat = self.take_seat()
+        try:
+            while self.driver is seat and not self.closed and not ready() and self.clock() < deadline:
+                self.step(seat, deadline)
+        finally:
+            if self.leave_seat(seat):
+                regular = self._served == threading.get_ident() and self._services >= REGULAR_SERVICES
+                # A regular will be back at once: to hand the seat over and to take it back would be two switches.
+                # Should it not come, the background thread notices.
+                if self._parked and not regular:
+                    self._parked[0].wake()
+                elif self._background is not None:
+                    self._background.stand_by()
+
+    def _park(self, source: Source, ready: Callable[[], bool], deadline: int) -> None:
+        parked: Parked | None = getattr(self._local, "parked", None)
+        if parked is None:
+            parked = self._local.parked = Parked()
+        parked.prepare(ready)
+        if source.parked is None:
+            source.parked = []
+        source.parked.append(parked)
+        self._parked.append(parked)
+        timeout = -1.0 if deadline >= NEVER else min((deadline - self.clock()) / SECOND, threading.TIMEOUT_MAX)
+        self.lock.release()
+        try:
+            parked.park(max(timeout, 0.0) if timeout != -1.0 else -1.0)
+        finally:
+            self._relock()
+            self._parked.remove(parked)
+            source.parked.remove(parked)
+            if not source.parked:
+                source.parked = None
+            if self.driver is None:
+                # Woken to drive, perhaps, and leaving instead: somebody else must.
+                if self._parked:
+                    self._parked[0].wake()
+                elif self._background is not None:
+                    self._background.stand_by()
+
+    def _relock(self) -> None:
+        """Takes the lock even if a signal handler raises meanwhile: the caller's ``with`` will release it."""
+        interruption: BaseException | None = None
+        while True:
+            try:
+                self.lock.acquire()
+            except BaseException as error:  # noqa: BLE001 raised again below
+                interruption = error
+                continue
+            break
+        if interruption is not None:
+            raise interruption
+
+    def _receive(self, port: Port, now: int) -> None:
+        try:
+            packets = port.link.receive(RECEIVE_BATCH)
+        except OSError as error:
+            self._fail(port, error, now)
+            return
+        handle_packet = self.host.handle_packet
+        index = port.index
+        for data, gso_size, checksum_valid in packets:
+            handle_packet(index, data, now, gso_size, checksum_valid)
+
+    def _transmit(self, now: int) -> None:
+        packets = self.host.poll_packets(now)
+        if not packets:
+            return
+        if len(self.ports) == 1:
+            self._send(self.ports[0], [packet for _, packet in packets], now)
+            return
+        by_index: dict[int, list[Packet]] = {}
+        for index, packet in packets:
+            batch = by_index.get(index)
+            if batch is None:
+                by_index[index] = [packet]
+            else:
+                batch.append(packet)
+        for index, batch in by_index.items():
+            self._send(self._by_index[index], batch, now)
+
+    def _send(self, port: Port, packets: list[Packet], now: int) -> None:
+        if port.failed is not None:
+            self.counters.bump("link_failed_packet", len(packets))
+            return
+        before = port.wants_write
+        dropped = port.dropped
+        try:
+            port.send(packets)
+        except OSError as error:
+            self._fail(port, error, now)
+            return
+        if port.dropped != dropped:
+            self.counters.bump("link_queue_overflow", port.dropped - dropped)
+        if port.wants_write != before:
+            self._watch(port)
+
+    def _retry(self, port: Port, now: int) -> None:
+        before = port.wants_write
+        try:
+            port.retry(now)
+        except OSError as error:
+            self._fail(port, error, now)
+            return
+        self._retry_us = min(port.retry_us for port in self.ports)
+        if port.wants_write != before:
+            self._watch(port)
+
+    def _watch(self, port: Port) -> None:
+        for seat in self._seats:
+            seat.watch(port.fd, port.wants_write)
+
+    def _fail(self, port: Port, error: OSError, now: int) -> None:
+        """A link is gone: as far as the host is concerned its interface is down."""
+        self.counters.bump("link_failed")
+        port.fail(error)
+        for seat in self._seats:
+            seat.forget(port.fd)
+        self.host.set_interface_up(port.index, False, now)
+
+    def _notify(self) -> None:
+        for item in self.host.poll_ready():
+            owner = item.owner
+            if isinstance(owner, Source):
+                owner.handle_ready()
+
+    # --- end ------------------------------------------------------------------------------------------------------
+    def fail(self, error: Exception) -> None:
+        """A bug of ours ended the background thread: every later use of the stack says so."""
+        self.failure = error
+        self.unusable = True
+        self._wake_all()
+
+    def close(self) -> None:
+        """Stops driving and closes the links; a thread that waits gets ENETDOWN. Without the lock."""
+        if self.forked:
+            return
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = self.unusable = True
+            self._wake_all()
+        if self._background is not None:
+            self._background.stop()
+        with self.lock:
+            for seat in self._free_seats:  # one that is in use is closed by its driver
+                seat.close()
+            self._free_seats.clear()
+            for port in self.ports:
+                port.link.close()
+        _pumps.discard(self)
+
+    def abandon(self) -> None:
+        """In the child after fork: the lock and the threads stayed in the parent."""
+        self.forked = self.unusable = True
+        self.lock = threading.Lock()
+
+    def _wake_all(self) -> None:
+        for parked in self._parked:
+            parked.wake()
+        if self.driver is not None:
+            self.driver.rouse()
+
+
+_pumps: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pump in list(_pumps):
+        pump.abandon()
+
+
+register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,55 @@
+"""How threads wait for something of a host: a source that can become ready, and a thread parked until it does."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+
+class Parked:
+    """One thread that waits while another drives. Made once per thread, used again for every wait."""
+
+    __slots__ = ("_gate", "_woken", "ready")
+
+    def __init__(self) -> None:
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._woken = False
+        self.ready: Callable[[], bool] = bool
+
+    def prepare(self, ready: Callable[[], bool]) -> None:
+        """With the pump's lock: from now on ``wake`` ends the next ``park``."""
+        self.ready = ready
+        self._woken = False
+        self._gate.acquire(blocking=False)
+
+    def park(self, timeout: float) -> None:
+        """Without the pump's lock: sleeps until woken or for ``timeout`` seconds (negative: for ever)."""
+        self._gate.acquire(timeout=timeout)
+
+    def wake(self) -> None:
+        """With the pump's lock; more than once is as good as once."""
+        if not self._woken:
+            self._woken = True
+            self._gate.release()
+
+
+class Source(ABC):
+    """What an application waits for: the owner of a connection or a listener (``connection.owner``)."""
+
+    __slots__ = ("parked",)
+
+    def __init__(self) -> None:
+        self.parked: list[Parked] | None = None  # threads that wait for this while another drives
+
+    def wake_ready(self) -> None:
+        """With the pump's lock: wakes the threads whose condition holds now."""
+        if self.parked:
+            for parked in self.parked:
+                if parked.ready():
+                    parked.wake()
+
+    @abstractmethod
+    def handle_ready(self) -> None:
+        """With the pump's lock: readability, writability, state or events may have changed. Never blocks or raises."""
