@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mptcp.core.path_managers.base import Action, AnnounceAddress, Facts, OpenSubflow, PathManager
+from mptcp.core.path_managers.base import Action, AnnounceAddress, Facts, OpenSubflow, PathManager, SetBackup
 from mptcp.core.units import NEVER, SECOND
 from mptcp.info import Endpoint
 
@@ -15,20 +15,23 @@ MAX_RETRIES = 6
 class FullMesh(PathManager):
     """The client opens, the server announces its further addresses; a lost subflow is opened again with back-off.
 
-    ``limit`` counts all subflows of the connection. One address pair gets one subflow.
+    ``limit`` counts all subflows of the connection. One address pair gets one subflow. Subflows from one of
+    ``backup_addresses`` (packed) are only for when no other works.
     """
 
-    __slots__ = ("_retry", "limit")
+    __slots__ = ("_retry", "backup_addresses", "limit")
 
     name = "fullmesh"
 
-    def __init__(self, limit: int = 8) -> None:
+    def __init__(self, limit: int = 8, backup_addresses: frozenset[bytes] = frozenset()) -> None:
         self.limit = limit
+        self.backup_addresses = backup_addresses
         self._retry: dict[tuple[bytes, Endpoint], tuple[int, int]] = {}  # pair -> (when, how often so far)
 
     def on_established(self, facts: Facts) -> Sequence[Action]:
         if facts.is_client:
-            return self._missing(facts)
+            first = [path for path in facts.paths if path.local.address in self.backup_addresses and not path.backup]
+            return [*(SetBackup(path.id, True) for path in first), *self._missing(facts)]
         return [
             AnnounceAddress(Endpoint(address, 0))
             for address in facts.local_addresses
@@ -78,5 +81,5 @@ class FullMesh(PathManager):
                 if len(local) != len(remote.address) or pair in used or (pair in self._retry and pair not in again):
                     continue
                 used.add(pair)
-                actions.append(OpenSubflow(Endpoint(local, 0), remote))
+                actions.append(OpenSubflow(Endpoint(local, 0), remote, local in self.backup_addresses))
         return actions
