@@ -41,7 +41,9 @@ def interface_index(name: str) -> int:
         return socket.if_nametoindex(name)
     except OSError:
         known = ", ".join(sorted(n for _, n in socket.if_nameindex())) or "none"
-        raise ConfigurationError(f"there is no interface {name!r} in this network namespace (there are: {known})") from None
+        raise ConfigurationError(
+            f"there is no interface {name!r} in this network namespace (there are: {known})"
+        ) from None
 
 
 def _ifreq(name: str, request: int) -> bytes:
@@ -108,7 +110,9 @@ def parse_interface(
     try:
         parsed = ipaddress.ip_interface(address)
     except ValueError as error:
-        raise ConfigurationError(f"{address!r} is no address with a prefix length, like 10.0.0.1/24 ({error})") from None
+        raise ConfigurationError(
+            f"{address!r} is no address with a prefix length, like 10.0.0.1/24 ({error})"
+        ) from None
     family = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
     return family, parsed.ip.packed, parsed.network.prefixlen, parsed
 
@@ -125,7 +129,9 @@ def remove_address(name: str, address: str) -> None:
 
 def _change_address(kind: int, flags: int, name: str, address: str, what: str) -> None:
     family, packed, prefix, _ = parse_interface(address)
-    body = struct.pack("BBBBi", family, prefix, IFA_F_NODAD if family == socket.AF_INET6 else 0, 0, interface_index(name))
+    body = struct.pack(
+        "BBBBi", family, prefix, IFA_F_NODAD if family == socket.AF_INET6 else 0, 0, interface_index(name)
+    )
     body += _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
     _request(kind, flags, body, what)
 
@@ -138,10 +144,10 @@ def add_route(destination: str, name: str, *, gateway: str = "", source: str = "
         raise ConfigurationError(f"{destination!r} is no prefix, like 10.1.0.0/16 ({error})") from None
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     scope = RT_SCOPE_UNIVERSE if gateway or network.version == 6 else RT_SCOPE_LINK
-    body = struct.pack(
-        "BBBBBBBBI", family, network.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0
+    body = struct.pack("BBBBBBBBI", family, network.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0)
+    body += _attribute(RTA_DST, network.network_address.packed) + _attribute(
+        RTA_OIF, struct.pack("i", interface_index(name))
     )
-    body += _attribute(RTA_DST, network.network_address.packed) + _attribute(RTA_OIF, struct.pack("i", interface_index(name)))
     if gateway:
         body += _attribute(RTA_GATEWAY, ipaddress.ip_address(gateway).packed)
     if source:

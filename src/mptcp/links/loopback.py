@@ -52,7 +52,13 @@ class LoopbackLink(Link):
     ) -> tuple[LoopbackLink, LoopbackLink]:  # fmt: skip
         """Two links, ``<name>a`` and ``<name>b``. ``gso_max_bytes`` 0: no super-segments."""
         first, second = (
-            cls(name + letter, mtu=mtu, gso_max_bytes=gso_max_bytes, queue_packets=queue_packets, queue_bytes=queue_bytes)
+            cls(
+                name + letter,
+                mtu=mtu,
+                gso_max_bytes=gso_max_bytes,
+                queue_packets=queue_packets,
+                queue_bytes=queue_bytes,
+            )
             for letter in "ab"
         )
         first._peer, second._peer = second, first
@@ -93,11 +99,12 @@ class LoopbackLink(Link):
             self.counters.bump("loopback_send_closed", len(packets))
             return len(packets)
         queue = peer._queue
-        was_empty = not queue
         taken = 0
         for packet in packets:
-            if len(queue) >= self.queue_packets or peer._bytes >= self.queue_bytes:
+            if len(queue) >= self.queue_packets or (peer._bytes >= self.queue_bytes and queue):
                 self._blocked = True
+                if not queue:  # emptied by another thread before it could see the flag: there is room after all
+                    self._wake()
                 break
             taken += 1
             gso_size = packet.gso_size
@@ -107,7 +114,7 @@ class LoopbackLink(Link):
             data = b"".join((packet.header, *packet.payloads))
             peer._bytes += len(data)
             queue.append((data, gso_size, packet.checksum_partial))
-        if queue and (was_empty or self._blocked):
+        if taken:
             peer._wake()
         return taken
 
@@ -115,5 +122,5 @@ class LoopbackLink(Link):
         if not self._closed:
             self._closed = True
             self._queue.clear()
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)

@@ -90,7 +90,9 @@ class TunLink(Link):
             answer = fcntl.ioctl(self._fd, TUNSETIFF, struct.pack("16sH14x", name.encode(), flags))
         except OSError as error:
             if error.errno == errno.EPERM:
-                raise PermissionError(errno.EPERM, f"creating the TUN device {name} {_netdev.NEEDS_NET_ADMIN}") from None
+                raise PermissionError(
+                    errno.EPERM, f"creating the TUN device {name} {_netdev.NEEDS_NET_ADMIN}"
+                ) from None
             if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL):
                 raise ConfigurationError(
                     f"the interface name {name} is in use: close its owner, or choose another (mptcp%d numbers itself)"
@@ -182,7 +184,9 @@ class TunLink(Link):
                 self.counters.bump("tun_send_too_long")
                 continue
             try:
-                os.writev(self._fd, (bytes(whole),) if len(whole.payloads) >= IOV_MAX else (whole.header, *whole.payloads))
+                os.writev(
+                    self._fd, (bytes(whole),) if len(whole.payloads) >= IOV_MAX else (whole.header, *whole.payloads)
+                )
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM):
                     if first:

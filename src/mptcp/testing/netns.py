@@ -20,16 +20,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from mptcp.testing import kernel_peer
 from mptcp.testing.processes import Peer
@@ -134,7 +132,7 @@ class Namespace:
         """Runs a program inside and returns its output; its standard error is in the exception if it fails."""
         done = subprocess.run(
             ["nsenter", f"--net=/proc/self/fd/{self._fd}", *command],
-            input=stdin, capture_output=True, text=True, pass_fds=(self._fd, *extra), timeout=30,
+            check=False, input=stdin, capture_output=True, text=True, pass_fds=(self._fd, *extra), timeout=30,
         )  # fmt: skip
         if check and done.returncode:
             text = " ".join(command) + (f" <<< {stdin!r}" if stdin else "")
@@ -143,7 +141,9 @@ class Namespace:
 
     def popen(self, *command: str, **options: Any) -> subprocess.Popen[bytes]:
         """Starts a program inside (tcpdump, for instance); the caller ends it."""
-        return subprocess.Popen(["nsenter", f"--net=/proc/self/fd/{self._fd}", *command], pass_fds=(self._fd,), **options)
+        return subprocess.Popen(
+            ["nsenter", f"--net=/proc/self/fd/{self._fd}", *command], pass_fds=(self._fd,), **options
+        )
 
     def ip(self, *lines: str, family: int = 0, extra: Sequence[int] = ()) -> str:
         """Runs lines of ``ip`` commands ("link set lo up") in one process; ``family`` 6 as with ``ip -6``."""
@@ -219,10 +219,12 @@ class Namespace:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Namespace:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -392,7 +394,9 @@ class Lab:
         text = "table inet strip {\n"
         for hook, word in (("prerouting", "iifname"), ("postrouting", "oifname")):
             device = f"{word} s{path} " if path else ""
-            text += f"chain {hook} {{ type filter hook {hook} priority -500; {device}{match}reset tcp option mptcp; }}\n"
+            text += (
+                f"chain {hook} {{ type filter hook {hook} priority -500; {device}{match}reset tcp option mptcp; }}\n"
+            )
         self.stop_stripping()
         self.server.nft(text + "}\n")
 
@@ -405,8 +409,10 @@ class Lab:
         self.client.close()
         self.server.close()
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

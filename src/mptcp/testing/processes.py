@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 
 class Peer:
@@ -21,7 +21,7 @@ class Peer:
         self.port = 0
         self.events: list[dict[str, Any]] = []
         self._changed = threading.Condition()
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the peer)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", script, json.dumps(arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, pass_fds=tuple(pass_fds),
@@ -83,7 +83,7 @@ class Peer:
             if stream is not None:
                 stream.close()
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
