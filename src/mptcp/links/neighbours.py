@@ -13,6 +13,7 @@ from typing import Final
 from mptcp.core.counters import Counters
 from mptcp.core.packet import Packet
 from mptcp.core.units import SECOND
+from mptcp.core.wire import checksum
 from mptcp.errors import ConfigurationError
 from mptcp.links._bpf import ALL_NODES, ETHERTYPE_ARP, MAX_ADDRESSES, solicited_node
 
@@ -47,11 +48,7 @@ def multicast_hardware(address: bytes) -> bytes:
 
 def _icmpv6_sum(source: bytes, destination: bytes, message: bytes) -> int:
     """One's complement sum over pseudo-header and message: 0xFFFF when the checksum in it is right."""
-    data = source + destination + struct.pack("!II", len(message), 58) + message + b"\0" * (len(message) & 1)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
+    return checksum.add(source + destination + struct.pack("!II", len(message), 58) + message)
 
 
 class Neighbour:
@@ -367,8 +364,8 @@ class Neighbours:
         self._frames.append(hardware + self.hardware + ethertype + body)
 
     def _emit_icmpv6(self, hardware: bytes, source: bytes, destination: bytes, message: bytes) -> None:
-        checksum = 0xFFFF - _icmpv6_sum(source, destination, message)
-        message = message[:2] + struct.pack("!H", checksum) + message[4:]
+        total = checksum.complement(_icmpv6_sum(source, destination, message))
+        message = message[:2] + total.to_bytes(2, "big") + message[4:]
         header = struct.pack("!IHBB", 0x60000000, len(message), 58, 255) + source + destination
         self._emit(hardware, b"\x86\xdd", header + message)
 
