@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mptcp.core.entropy import Entropy
 from mptcp.core.packet import Packet
@@ -16,6 +16,10 @@ from mptcp.sim.clock import VirtualClock
 from mptcp.sim.conditions import Conditions
 from mptcp.sim.network import Direction, Node, Path, Router
 from mptcp.sim.trace import PacketWriter, Trace
+
+if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
+    from mptcp.core.multipath.listener import Listener
 
 DEFAULT_MTU = 1500
 #: ``run`` gives up here unless told otherwise: a simulation that never ends is a mistake of its author.
@@ -78,6 +82,20 @@ class SimHost(Node):
         """The world's side of an interface alone, for a scripted stack."""
         port = self.ports[index] = Port(self, index, [Endpoint.parse(text).address for text in addresses])
         return port
+
+    def connect(self, remote: Endpoint, **arguments: Any) -> Connection:
+        """``Host.connect`` at the present time; the arguments are its own."""
+        stack: Any = self.stack
+        connection: Connection = stack.connect(remote, self.world.clock.now, **arguments)
+        self.touch()
+        return connection
+
+    def listen(self, local: Endpoint, **arguments: Any) -> Listener:
+        """``Host.listen`` at the present time; the arguments are its own."""
+        stack: Any = self.stack
+        listener: Listener = stack.listen(local, self.world.clock.now, **arguments)
+        self.touch()
+        return listener
 
     def attach(self, subject: object, application: Application) -> None:
         """``application`` is told when ``subject``, a connection or listener of the stack, is ready."""
