@@ -9,8 +9,9 @@ from typing import Final
 from mptcp.core.counters import Counters
 from mptcp.core.entropy import Entropy
 from mptcp.core.packet import Packet
+from mptcp.core.wire.offload import finish
 from mptcp.errors import ConfigurationError
-from mptcp.links._wire import on_the_wire, received_on_the_wire
+from mptcp.links._wire import received_on_the_wire
 from mptcp.links.base import Link, ReceivedPacket
 
 #: Packets that may be held back at a time, in each direction, to be delivered behind later ones; more are not held.
@@ -75,23 +76,21 @@ class _Direction:
         self.faults = list(faults)
         self.entropy, self.counters, self.prefix = entropy, counters, prefix
         self.blackhole = False
-        self.held: list[tuple[int, Packet]] = []  # (packets still to pass before it, packet)
+        self.held: list[tuple[int, bytes]] = []  # (packets still to pass before it, packet)
 
     @property
     def active(self) -> bool:
         """Whether packets may leave otherwise than they came."""
         return bool(self.faults or self.held or self.blackhole)
 
-    def apply(self, packet: Packet) -> list[Packet]:
+    def apply(self, data: bytes) -> list[bytes]:
         """What becomes of one packet: none, itself, copies, and others that were held back until now."""
         counters, prefix = self.counters, self.prefix
         if self.blackhole:
             counters.bump(f"fault_{prefix}_blackholed")
             return []
         copies, hold = 1, 0
-        data = b""
         for fault in self.faults:
-            data = data or bytes(packet)
             if not fault.meets(data, self.entropy):
                 continue
             counters.bump(f"fault_{prefix}_{fault.kind.value}")
@@ -104,27 +103,19 @@ class _Direction:
                     hold = fault.distance
                 case FaultKind.CORRUPT:
                     data = self._corrupted(data)
-                    packet = Packet(data, (), len(data), packet.transport_offset)
-        out: list[Packet] = []
-        if hold and len(self.held) < MAX_HELD:
-            if copies == 1:
-                self.held.append((hold, packet))
-                return out
-            copies -= 1
-            self.held.append((hold + copies, packet))
-        out += [packet] * copies
-        return out + self._passed(copies)
+        if not hold or len(self.held) >= MAX_HELD:
+            return [data] * copies + self._passed(copies)
+        copies -= 1  # a duplicate overtakes its original
+        passed = self._passed(copies)
+        self.held.append((hold, data))
+        return [data] * copies + passed
 
-    def _passed(self, count: int) -> list[Packet]:
-        if not self.held:
+    def _passed(self, count: int) -> list[bytes]:
+        """The held packets that are free after ``count`` more have gone by."""
+        if not self.held or not count:
             return []
-        held, free = [], []
-        for left, packet in self.held:
-            if left <= count:
-                free.append(packet)
-            else:
-                held.append((left - count, packet))
-        self.held = held
+        free = [data for left, data in self.held if left <= count]
+        self.held = [(left - count, data) for left, data in self.held if left > count]
         return free
 
     def _corrupted(self, data: bytes) -> bytes:
@@ -191,8 +182,8 @@ class FaultLink(Link):
             return received
         result: list[ReceivedPacket] = []
         for data, gso_size, checksum_valid in received:
-            for packet in received_on_the_wire(data, gso_size, checksum_valid):
-                result += [(memoryview(bytes(changed)), 0, False) for changed in direction.apply(packet)]
+            for piece in received_on_the_wire(data, gso_size, checksum_valid):
+                result += [(memoryview(changed), 0, False) for changed in direction.apply(piece)]
         return result
 
     def _flush(self) -> bool:
@@ -209,8 +200,8 @@ class FaultLink(Link):
         for taken, packet in enumerate(packets):
             if not self._flush():
                 return taken
-            for piece in on_the_wire(packet):
-                self._backlog += direction.apply(piece)
+            for piece in finish(packet):
+                self._backlog += [Packet(data, (), len(data)) for data in direction.apply(piece)]
         self._flush()
         return len(packets)
 

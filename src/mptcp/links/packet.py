@@ -319,24 +319,20 @@ class PacketLink(Link):
         return True
 
     def _transmit_finished(self, ethernet: bytes, packet: Packet) -> bool:
-        first = True
-        for whole in finish(packet):
-            if whole.length > self.mtu:
+        for number, data in enumerate(finish(packet)):
+            if len(data) > self.mtu:
                 self.counters.bump("packet_send_too_long")
                 continue
-            payloads = whole.payloads
-            if len(payloads) > IOV_MAX - 2:
-                payloads = (b"".join(payloads),)
             try:
-                self._sock.sendmsg((ethernet, whole.header, *payloads))
+                self._sock.sendmsg((ethernet, data))
             except OSError as error:
-                if not self._not_sent(error):
-                    if first:
-                        return False
-                    # Half a super-segment is on its way; the rest is lost, as in any full queue.
-                    self.counters.bump("packet_send_queue_full")
-                    return True
-            first = False
+                if self._not_sent(error):
+                    continue
+                if not number:
+                    return False
+                # A part of a super-segment is on its way; the rest is lost, as in any full queue.
+                self.counters.bump("packet_send_queue_full")
+                return True
         return True
 
     def _not_sent(self, error: OSError) -> bool:

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from mptcp.core.packet import Packet
+from mptcp.core.wire.offload import finish
 from mptcp.core.wire.segment import Payload
-from mptcp.links._wire import on_the_wire, received_on_the_wire
+from mptcp.links._wire import received_on_the_wire
 from mptcp.links.base import Link, ReceivedPacket
 
 SECTION_HEADER, INTERFACE_DESCRIPTION, ENHANCED_PACKET = 0x0A0D0D0A, 1, 6
@@ -134,25 +135,28 @@ class PcapLink(Link):
     def fileno(self) -> int:
         return self.link.fileno()
 
-    def _write(self, packets: Sequence[Packet], direction: int) -> None:
-        for packet in packets:
-            self.writer.write(self._interface, (packet.header, *packet.payloads), direction, self._comment)
-            self._comment = ""
+    def _write(self, parts: Sequence[Payload | bytearray], direction: int) -> None:
+        self.writer.write(self._interface, parts, direction, self._comment)
+        self._comment = ""
 
     def receive(self, limit: int = 64) -> Sequence[ReceivedPacket]:
         received = self.link.receive(limit)
         for data, gso_size, checksum_valid in received:
             if self.cut:
-                self._write(received_on_the_wire(data, gso_size, checksum_valid), INBOUND)
+                for piece in received_on_the_wire(data, gso_size, checksum_valid):
+                    self._write((piece,), INBOUND)
             else:
-                self.writer.write(self._interface, (data,), INBOUND, self._comment)
-                self._comment = ""
+                self._write((data,), INBOUND)
         return received
 
     def send(self, packets: Sequence[Packet]) -> int:
         taken = self.link.send(packets)
         for packet in packets[:taken]:
-            self._write(on_the_wire(packet) if self.cut else (packet,), OUTBOUND)
+            if self.cut and (packet.gso_size or packet.checksum_partial):
+                for piece in finish(packet):
+                    self._write((piece,), OUTBOUND)
+            else:
+                self._write((packet.header, *packet.payloads), OUTBOUND)
         return taken
 
     def close(self) -> None:

@@ -178,24 +178,20 @@ class TunLink(Link):
 
     def _send_finished(self, packet: Packet) -> bool:
         """Without offload: cut and completed here. False: the device is full and the packet must be offered again."""
-        first = True
-        for whole in finish(packet):
-            if whole.length > self.mtu:
+        for number, data in enumerate(finish(packet)):
+            if len(data) > self.mtu:
                 self.counters.bump("tun_send_too_long")
                 continue
             try:
-                os.writev(
-                    self._fd, (bytes(whole),) if len(whole.payloads) >= IOV_MAX else (whole.header, *whole.payloads)
-                )
+                os.write(self._fd, data)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM):
-                    if first:
+                    if not number:
                         return False
-                    # Half a super-segment is on its way; the rest is lost, as in any full queue.
+                    # A part of a super-segment is on its way; the rest is lost, as in any full queue.
                     self.counters.bump("tun_send_queue_full")
                     return True
                 self._dropped(error)
-            first = False
         return True
 
     def _dropped(self, error: OSError) -> None:
