@@ -165,13 +165,25 @@ class PcapLink(Link):
 
 
 class CapturedPacket:
-    """One packet read from a capture. ``length`` is what it was before it was shortened to ``data``."""
+    """One packet read from a capture. ``length`` is what it was before it was shortened to ``data``.
 
-    __slots__ = ("comment", "data", "direction", "interface", "length", "time_ns")
+    ``link_type`` says what ``data`` starts with (LINKTYPE_RAW: the IP header).
+    """
 
-    def __init__(self, interface: str, time_ns: int, data: bytes, length: int, direction: int, comment: str) -> None:
+    __slots__ = ("comment", "data", "direction", "interface", "length", "link_type", "time_ns")
+
+    def __init__(
+        self,
+        interface: str,
+        time_ns: int,
+        data: bytes,
+        length: int,
+        direction: int,
+        comment: str,
+        link_type: int = LINKTYPE_RAW,
+    ) -> None:
         self.interface, self.time_ns, self.data, self.length = interface, time_ns, data, length
-        self.direction, self.comment = direction, comment
+        self.direction, self.comment, self.link_type = direction, comment, link_type
 
     def __repr__(self) -> str:
         arrow = {INBOUND: "<", OUTBOUND: ">"}.get(self.direction, "?")
@@ -194,7 +206,7 @@ def read_pcapng(path: str | os.PathLike[str]) -> list[CapturedPacket]:
     """The packets of a pcapng file of either byte order; ValueError if it is none. An unfinished last block is ignored."""
     data = Path(path).read_bytes()
     packets: list[CapturedPacket] = []
-    interfaces: list[tuple[str, int]] = []  # name, units of a timestamp per second
+    interfaces: list[tuple[str, int, int]] = []  # name, units of a timestamp per second, link type
     order, position = "<", 0
     while position + 12 <= len(data):
         if data[position : position + 4] == b"\x0a\x0d\x0d\x0a":
@@ -215,7 +227,8 @@ def read_pcapng(path: str | os.PathLike[str]) -> list[CapturedPacket]:
             options = _options(body[8:], order)
             resolution = (options.get(IF_TSRESOL) or b"\x06")[0]
             units = 1 << (resolution & 0x7F) if resolution & 0x80 else 10**resolution
-            interfaces.append((options.get(IF_NAME, b"").decode(errors="replace"), units))
+            name = options.get(IF_NAME, b"").decode(errors="replace")
+            interfaces.append((name, units, struct.unpack_from(order + "H", body.ljust(2, b"\0"))[0]))
         elif kind == ENHANCED_PACKET and len(body) >= 20:
             number, high, low, size, length = struct.unpack_from(order + "IIIII", body)
             if number >= len(interfaces) or 20 + size > len(body):
@@ -223,7 +236,7 @@ def read_pcapng(path: str | os.PathLike[str]) -> list[CapturedPacket]:
             options = _options(body[20 + size + (-size % 4) :], order)
             flags = options.get(EPB_FLAGS, b"")
             direction = struct.unpack(order + "I", flags)[0] & 3 if len(flags) == 4 else 0
-            name, units = interfaces[number]
+            name, units, link_type = interfaces[number]
             packets.append(
                 CapturedPacket(
                     name,
@@ -232,6 +245,7 @@ def read_pcapng(path: str | os.PathLike[str]) -> list[CapturedPacket]:
                     length,
                     direction,
                     options.get(OPT_COMMENT, b"").decode(errors="replace"),
+                    link_type,
                 )
             )
     return packets
