@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from mptcp.core.multipath.reorder import ReorderQueue
+from mptcp.core.tcp.connection import StreamReceiver
 from mptcp.core.tcp.receive_buffer import ReceiveBuffer
+from mptcp.core.tcp.receive_window import BufferTuner
 
 
-class DataReceiver:
+class DataReceiver(StreamReceiver):
     """All numbers are plain integers in the peer's data sequence space; ``nxt`` is the DATA_ACK to send."""
 
     __slots__ = (
-        "_tune_copied", "_tune_since_us", "buffer", "bytes_received", "edge", "fin_dsn", "fin_received", "limit_bytes",
-        "limit_max_bytes", "nxt", "reorder", "wide_ack",
+        "buffer", "bytes_received", "edge", "fin_dsn", "fin_received", "nxt", "reorder", "tuner", "wide_ack",
     )  # fmt: skip
 
-    def __init__(self, first_dsn: int, buffer: ReceiveBuffer, limit_bytes: int, limit_max_bytes: int) -> None:
-        self.nxt = first_dsn
-        self.edge = first_dsn + limit_bytes  # right edge of the window: never shrinks
-        self.buffer = buffer
-        self.limit_bytes = limit_bytes
-        self.limit_max_bytes = limit_max_bytes
+    def __init__(self, limit_bytes: int, limit_max_bytes: int) -> None:
+        self.nxt = 0
+        self.edge = limit_bytes  # right edge of the window: never shrinks
+        self.buffer = ReceiveBuffer()
+        # RFC 8684 §3.3.4: "A tight upper bound would be the maximum round-trip time (RTT) of any path multiplied by
+        # the total bandwidth available across all paths": the tuner is given the longest RTT of all subflows.
+        self.tuner = BufferTuner(limit_bytes, limit_max_bytes)
         self.reorder: ReorderQueue | None = None
         self.fin_dsn = -1  # once the peer has declared it
         self.fin_received = False
         # RFC 8684 §3.3.2: "If data is received with a 64-bit DSN, it MUST be acknowledged with a 64-bit Data ACK."
         self.wide_ack = True
         self.bytes_received = 0
-        self._tune_since_us = 0
-        self._tune_copied = 0
 
     def start(self, first_dsn: int) -> None:
         """The peer's key is known now, and with it its IDSN."""
@@ -88,20 +88,7 @@ class DataReceiver:
     def window(self) -> int:
         """Octets to advertise beyond the DATA_ACK."""
         # RFC 8684 §3.3.4: "a receiver MUST NOT shrink the right edge of the receive window"
-        edge = self.nxt + self.limit_bytes - self.buffer.length
+        edge = self.nxt + self.tuner.size - self.buffer.length
         if edge > self.edge:
             self.edge = edge
         return max(0, self.edge - self.nxt)
-
-    def tune(self, now: int, rtt_us: int, copied_total: int) -> None:
-        """Auto-tuning: twice what the application took in one round trip (the longest of all subflows') must fit."""
-        # RFC 8684 §3.3.4: "A tight upper bound would be the maximum round-trip time (RTT) of any path multiplied by
-        # the total bandwidth available across all paths."
-        if now - self._tune_since_us < rtt_us:
-            return
-        copied = copied_total - self._tune_copied
-        wanted = 2 * copied + 32_768
-        if self._tune_since_us and wanted > self.limit_bytes:
-            self.limit_bytes = min(self.limit_max_bytes, wanted)
-        self._tune_since_us = now
-        self._tune_copied = copied_total

@@ -79,6 +79,10 @@ class DataSender:
     def has_reinjections(self) -> bool:
         return bool(self._queue)
 
+    def carried_only_by(self, subflow_id: int) -> bool:
+        """All that is in flight was given to that subflow alone."""
+        return all(chunk.carriers == (subflow_id,) for chunk in self._chunks or ())
+
     def head(self) -> Chunk | None:
         return self._chunks[0] if self._chunks else None
 
@@ -174,16 +178,6 @@ class DataSender:
                 self._queue.append(chunk)
                 queued += chunk.end - max(chunk.dsn, self.una)
         return queued
-
-    def unassigned_remainder(self, from_dsn: int) -> list[Payload]:
-        """For fallback: all octets from ``from_dsn`` on that wait for reinjection or in the stream, in order."""
-        views: list[Payload] = []
-        for chunk in self._chunks or ():
-            if chunk.end > from_dsn:
-                start = max(chunk.dsn, from_dsn)
-                views += cut(chunk.payloads, start - chunk.dsn, chunk.end - start)
-        views += self.stream.take(self.stream.length)
-        return views
 
     def forget(self) -> None:
         """The connection is over (or regular TCP): nothing is kept any more."""

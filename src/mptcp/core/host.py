@@ -1,0 +1,499 @@
+"""A host: addresses and ports on one side, connections on the other, and the packets between them."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mptcp.core.counters import Counters
+from mptcp.core.entropy import Entropy
+from mptcp.core.multipath import keys
+from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
+from mptcp.core.multipath.connection import Connection
+from mptcp.core.multipath.environment import Environment, Route
+from mptcp.core.multipath.fallback import FailureCache
+from mptcp.core.multipath.listener import Listener
+from mptcp.core.multipath.subflow import Subflow
+from mptcp.core.packet import Packet
+from mptcp.core.tcp.isn import InitialSequenceNumbers
+from mptcp.core.units import NEVER
+from mptcp.core.wire import checksum, icmp, ip
+from mptcp.core.wire import tcp as tcp_wire
+from mptcp.core.wire.mptcp_options import RST_MPTCP_SPECIFIC, MpJoinSyn, MpTcprst
+from mptcp.core.wire.segment import ACK, NO_OPTIONS, RST, SYN, Options, Segment
+from mptcp.core.wire.sequence import MASK32
+from mptcp.errors import NetworkUnreachable, PathError
+from mptcp.info import Endpoint
+
+#: RST and similar answers that wait for the link; more are dropped and counted.
+MAX_REPLIES = 256
+
+#: The ephemeral ports (RFC 6335 §6 gives 49152 on; Linux starts at 32768, and so do we).
+FIRST_EPHEMERAL, LAST_EPHEMERAL = 32768, 60999
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """``connection`` is what connections get that ask for nothing else."""
+
+    connection: ConnectionConfig = DEFAULT_CONFIG
+    max_connections: int = 1 << 20  # passive opens beyond are refused
+
+
+class Interface:
+    __slots__ = ("gso_max_bytes", "is_up", "mtu", "name")
+
+    def __init__(self, name: str, mtu: int, gso_max_bytes: int) -> None:
+        self.name = name
+        self.mtu = mtu
+        self.gso_max_bytes = gso_max_bytes
+        self.is_up = True
+
+
+class _Emission:
+    """What all packets of one subflow have in common."""
+
+    __slots__ = ("destination", "destination_port", "interface", "is_v6", "pseudo", "source", "source_port")
+
+    def __init__(self, local: Endpoint, remote: Endpoint, interface: int) -> None:
+        self.source, self.source_port = local.address, local.port
+        self.destination, self.destination_port = remote.address, remote.port
+        self.interface = interface
+        self.is_v6 = len(local.address) == 16
+        self.pseudo = checksum.pseudo_sum(local.address, remote.address, 6)
+
+
+class Host(Environment):
+    """Order of calls: ``handle_packet`` for whatever came in (as many as there are), ``handle_timeout`` when
+    ``poll_deadline`` has come, and after either, or after verbs of connections, ``poll_packets`` and ``poll_ready``.
+    """
+
+    def __init__(self, entropy: Entropy, config: HostConfig | None = None) -> None:
+        self.entropy = entropy
+        self.config = config or HostConfig()
+        self.counters = Counters()
+        self.now = 0
+        self.failures = FailureCache()
+        self.interfaces: list[Interface] = []
+        self.connections: dict[Connection, None] = {}
+        self.listeners: dict[tuple[bytes, int], Listener] = {}
+        self._addresses: dict[bytes, int] = {}  # address -> interface
+        self._flows: dict[bytes, Subflow] = {}
+        self._tokens: dict[int, Connection] = {}
+        self._marked: list[Connection] = []
+        self._ready: dict[Connection | Listener, None] = {}
+        self._replies: list[tuple[int, Packet]] = []
+        self._timers: list[tuple[int, int, Connection]] = []
+        self._timer_count = 0
+        self._isns = InitialSequenceNumbers(entropy.child("isn"))
+        self._identification = entropy.bits(16)
+        self._next_port = FIRST_EPHEMERAL + entropy.below(LAST_EPHEMERAL - FIRST_EPHEMERAL)
+        self._port_users: dict[int, int] = {}  # local port -> how many subflows
+
+    # --- interfaces and addresses -----------------------------------------------------------------------------------
+    def add_interface(self, name: str, mtu: int, gso_max_bytes: int = 0) -> int:
+        """The index under which packets of this interface come and go."""
+        self.interfaces.append(Interface(name, mtu, gso_max_bytes))
+        return len(self.interfaces) - 1
+
+    def set_interface_up(self, index: int, up: bool, now: int) -> None:
+        """Down: its addresses cannot be used, and subflows from them are closed."""
+        self.now = now
+        interface = self.interfaces[index]
+        if interface.is_up == up:
+            return
+        interface.is_up = up
+        for address in [a for a, i in self._addresses.items() if i == index]:
+            self._tell_connections(address, up, now)
+
+    def add_address(self, address: str, interface: int, now: int) -> None:
+        """Packets to ``address`` are ours from now on, and connections may use it."""
+        self.now = now
+        packed = Endpoint.parse(address).address
+        self._addresses[packed] = interface
+        self._tell_connections(packed, True, now)
+
+    def remove_address(self, address: str, now: int) -> None:
+        self.now = now
+        packed = Endpoint.parse(address).address
+        if packed not in self._addresses:
+            raise PathError(f"{address} is not an address of this host")
+        self._tell_connections(packed, False, now)
+        del self._addresses[packed]
+
+    def _tell_connections(self, address: bytes, available: bool, now: int) -> None:
+        for connection in list(self.connections):
+            if connection.is_plain:
+                continue
+            connection.paths.local_address(address, available, now)
+
+    # --- what connections need (Environment) --------------------------------------------------------------------------
+    def mark(self, connection: Connection) -> None:
+        if not connection.marked:
+            connection.marked = True
+            self._marked.append(connection)
+
+    def new_key(self, version: int) -> int:
+        return keys.new_key(self.entropy, self._tokens, version)
+
+    def register_token(self, token: int, connection: Connection) -> None:
+        self._tokens[token] = connection
+
+    def release_token(self, token: int) -> None:
+        self._tokens.pop(token, None)
+
+    def register(self, subflow: Subflow) -> None:
+        local, remote = subflow.tcp.local, subflow.tcp.remote
+        self._flows[_flow_key(remote, local)] = subflow
+        self._port_users[local.port] = self._port_users.get(local.port, 0) + 1
+        subflow.emission = _Emission(local, remote, subflow.interface)
+
+    def release(self, subflow: Subflow) -> None:
+        local, remote = subflow.tcp.local, subflow.tcp.remote
+        if self._flows.pop(_flow_key(remote, local), None) is not None:
+            users = self._port_users[local.port] - 1
+            if users:
+                self._port_users[local.port] = users
+            else:
+                del self._port_users[local.port]
+
+    def route(self, local: bytes) -> Route | None:
+        index = self._addresses.get(local)
+        if index is None or not self.interfaces[index].is_up:
+            return None
+        interface = self.interfaces[index]
+        return Route(index, interface.mtu, interface.gso_max_bytes)
+
+    def local_addresses(self) -> Sequence[bytes]:
+        return [a for a, i in self._addresses.items() if self.interfaces[i].is_up]
+
+    def new_port(self, local: bytes, remote: Endpoint, preferred: int = 0) -> int:
+        if preferred and _flow_key(remote, Endpoint(local, preferred)) not in self._flows:
+            return preferred
+        span = LAST_EPHEMERAL - FIRST_EPHEMERAL + 1
+        for _ in range(span):
+            port = self._next_port
+            self._next_port = FIRST_EPHEMERAL + (port + 1 - FIRST_EPHEMERAL) % span
+            # RFC 8684 §3.9.1: "an implementation SHOULD reserve ephemeral ports across all local IP addresses"
+            if port not in self._port_users and not self._is_listening(port):
+                return port
+        for port in range(FIRST_EPHEMERAL, LAST_EPHEMERAL + 1):  # all in use: the same port to another peer will do
+            if _flow_key(remote, Endpoint(local, port)) not in self._flows and not self._is_listening(port):
+                return port
+        return 0
+
+    def _is_listening(self, port: int) -> bool:
+        return any(p == port for _, p in self.listeners)
+
+    def new_isn(self, local: Endpoint, remote: Endpoint, now: int) -> int:
+        return self._isns.number(local, remote, now)
+
+    def mptcp_failed(self, connection: Connection, now: int) -> None:
+        self.failures.failed(connection.remote.address, self._addresses.get(connection.local.address, -1), now)
+
+    # --- verbs ----------------------------------------------------------------------------------------------------------
+    def connect(
+        self, remote: Endpoint, now: int, *, local: Endpoint | None = None, options: ConnectionConfig | None = None
+    ) -> Connection:
+        """Opens a connection. NetworkUnreachable if no local address fits, PathError for an unusable ``local``."""
+        self.now = now
+        config = options or self.config.connection
+        source = local.address if local is not None and not local.is_unspecified else None
+        if source is None:
+            candidates = [a for a in self.local_addresses() if len(a) == len(remote.address)]
+            if not candidates:
+                raise NetworkUnreachable(f"this host has no address from which {remote.host} could be reached")
+            source = candidates[0]
+        elif self.route(source) is None:
+            raise PathError(f"{Endpoint(source).host} is not a usable address of this host", _EADDRNOTAVAIL)
+        port = local.port if local is not None else 0
+        if port and _flow_key(remote, Endpoint(source, port)) in self._flows:
+            raise PathError(f"port {port} is already connected to {remote}", _EADDRINUSE)
+        port = port or self.new_port(source, remote)
+        if not port:
+            raise PathError("no local port is free", _EADDRNOTAVAIL)
+        learned = config.multipath and self.failures.should_avoid(remote.address, self._addresses[source], now)
+        if learned:
+            config = config.changed(multipath=False)
+        connection = Connection.connect(self, config, Endpoint(source, port), remote, now)
+        if learned:
+            connection.note_learned()
+        self.connections[connection] = None
+        return connection
+
+    def listen(
+        self, local: Endpoint, now: int, *, backlog: int = 128, options: ConnectionConfig | None = None
+    ) -> Listener:
+        """Port 0 chooses one; an unspecified address means all of its family. PathError if that is taken."""
+        self.now = now
+        if not local.is_unspecified and self.route(local.address) is None:
+            raise PathError(f"{local.host} is not a usable address of this host", _EADDRNOTAVAIL)
+        port = local.port or self.new_port(local.address, Endpoint(bytes(len(local.address)), 0))
+        for address, other in self.listeners:
+            same_family = len(address) == len(local.address)
+            if other == port and same_family and (address == local.address or not any(address) or local.is_unspecified):
+                raise PathError(f"port {port} is already listened on", _EADDRINUSE)
+        listener = Listener(Endpoint(local.address, port), backlog, options or self.config.connection)
+        self.listeners[local.address, port] = listener
+        return listener
+
+    def close_listener(self, listener: Listener, now: int) -> None:
+        self.now = now
+        self.listeners.pop((listener.local.address, listener.local.port), None)
+        listener.close(now)
+
+    # --- what comes in --------------------------------------------------------------------------------------------------
+    def handle_packet(
+        self, interface: int, data: memoryview, now: int, gso_size: int = 0, checksum_valid: bool = False
+    ) -> None:
+        """One IP packet. Never raises for what is in it."""
+        self.now = now
+        size = len(data)
+        if (
+            size >= 40 and data[0] == 0x45 and data[9] == 6 and not (data[6] & 0x3F or data[7])
+            and (end := data[2] << 8 | data[3]) <= size and int.from_bytes(data[:20], "big") % 65535 == 0
+        ):  # fmt: skip
+            # The ordinary case: IPv4 without options, not a fragment.
+            offset = 20
+            flow = bytes(data[12:24])
+            source = flow[:4]
+            destination = flow[4:8]
+            ecn = data[1] & 3
+        else:
+            header = ip.parse(data)
+            if header is None:
+                self.counters.bump("ip_malformed")
+                return
+            source, destination = header.source, header.destination
+            offset, end, ecn = header.transport_offset, header.end, header.ecn
+            if header.is_fragment:
+                self.counters.bump("ip_fragment")
+                return
+            if header.segments_left:
+                self.counters.bump("ip_segments_left")
+                return
+            if header.protocol != ip.TCP:
+                self._handle_other(data, header, checksum_valid, now)
+                return
+            if end - offset < 20:
+                self.counters.bump("tcp_malformed")
+                return
+            flow = source + destination + bytes(data[offset : offset + 4])
+        subflow = self._flows.get(flow)
+        if subflow is None and destination not in self._addresses:
+            self.counters.bump("ip_not_ours")
+            return
+        if not checksum_valid and not checksum.verify_tcp(
+            data, offset, end, checksum.pseudo_sum(source, destination, 6)
+        ):
+            self.counters.bump("tcp_bad_checksum")
+            return
+        segment = tcp_wire.parse(data, offset, end)
+        if segment is None:
+            self.counters.bump("tcp_malformed")
+            return
+        segment.ecn = ecn
+        segment.mss = gso_size
+        if subflow is not None:
+            tcp = subflow.tcp
+            if tcp.is_over and segment.flags & (SYN | ACK | RST) == SYN and self._reuse(subflow, segment, now):
+                self._handle_new(flow, source, destination, segment, now)
+                return
+            connection = subflow.connection
+            tcp.handle_segment(segment, now)
+            if not connection.marked:
+                self.mark(connection)
+            return
+        self._handle_new(flow, source, destination, segment, now)
+
+    def _reuse(self, subflow: Subflow, syn: Segment, now: int) -> bool:
+        """RFC 9293 §3.6.1: a SYN may end TIME-WAIT "if its initial sequence number is larger than the largest sequence
+        number it used on the previous connection incarnation"."""
+        tcp = subflow.tcp
+        newer = (syn.seq - tcp.receiver.nxt) & MASK32
+        if not 0 < newer < 1 << 31:
+            return False
+        self.counters.bump("time_wait_reused")
+        subflow.connection.drop(subflow)
+        return True
+
+    def _handle_new(self, flow: bytes, source: bytes, destination: bytes, segment: Segment, now: int) -> None:
+        """A segment for no subflow there is."""
+        ports = flow[-4:]
+        remote = Endpoint(source, ports[0] << 8 | ports[1])
+        local = Endpoint(destination, ports[2] << 8 | ports[3])
+        if segment.flags & (SYN | ACK | RST) == SYN and remote.port and local.port:
+            for option in segment.options.mptcp:
+                if isinstance(option, MpJoinSyn):
+                    self._handle_join(local, remote, segment, option, now)
+                    return
+            listener = self.listeners.get((destination, local.port)) or self.listeners.get(
+                (bytes(len(destination)), local.port)
+            )
+            if listener is not None and not listener.is_closed:
+                if listener.is_full or len(self.connections) >= self.config.max_connections:
+                    # RFC 9293 §3.10.7.2 allows to drop it: the peer tries again, and by then there may be room
+                    listener.overflows += 1
+                    self.counters.bump("listen_overflow")
+                    return
+                connection = Connection.accept(self, listener.config, local, remote, segment, now)
+                connection.owner = listener
+                self.connections[connection] = None
+                listener.add(connection, now)
+                return
+        self.counters.bump("no_connection")
+        self._reply_reset(local, remote, segment, NO_OPTIONS)
+
+    def _handle_join(self, local: Endpoint, remote: Endpoint, segment: Segment, join: MpJoinSyn, now: int) -> None:
+        # RFC 8684 §3.2: "Demultiplexing subflow SYNs MUST be done using the token; this is unlike traditional TCP"
+        connection = self._tokens.get(join.token)
+        if connection is None:
+            # "If the token is unknown ... the receiver will send back a reset (RST) signal ... containing an MP_TCPRST
+            # option (Section 3.6) with an "MPTCP specific error" reason code."
+            self.counters.bump("join_unknown_token")
+            refusal: MpTcprst | None = MpTcprst(RST_MPTCP_SPECIFIC)
+        else:
+            refusal = connection.accept_join(local, remote, segment, join, now)
+        if refusal is not None:
+            self.counters.bump("join_refused")
+            self._reply_reset(local, remote, segment, Options(mptcp=(refusal,)))
+
+    def _handle_other(self, data: memoryview, header: ip.IpHeader, checksum_valid: bool, now: int) -> None:
+        if header.protocol not in (ip.ICMP, ip.ICMPV6):
+            self.counters.bump("ip_other_protocol")
+            return
+        error = icmp.parse(data, header)
+        if error is None:
+            self.counters.bump("icmp_ignored")
+            return
+        # It quotes a packet of ours: source and destination are those of our packet.
+        subflow = self._flows.get(
+            _flow_key(Endpoint(error.destination, error.destination_port), Endpoint(error.source, error.source_port))
+        )
+        if subflow is None:
+            self.counters.bump("icmp_unrelated")
+            return
+        subflow.tcp.handle_icmp(error, now)
+        self.mark(subflow.connection)
+
+    def _reply_reset(self, local: Endpoint, remote: Endpoint, segment: Segment, options: Options) -> None:
+        # RFC 9293 §3.10.7.1: "An incoming segment containing a RST is discarded. An incoming segment not containing a RST
+        # causes a RST to be sent in response."
+        if segment.flags & RST:
+            return
+        if len(self._replies) >= MAX_REPLIES:
+            self.counters.bump("reply_dropped")
+            return
+        if segment.flags & ACK:
+            reset = Segment(segment.ack, 0, RST, 0, options)
+        else:
+            reset = Segment(0, (segment.seq + segment.sequence_length) & MASK32, RST | ACK, 0, options)
+        index = self._addresses.get(local.address, -1)
+        if index >= 0:
+            self._replies.append((index, self._emit(_Emission(local, remote, index), reset, 64, 0)))
+
+    # --- time -----------------------------------------------------------------------------------------------------------
+    def poll_deadline(self) -> int:
+        """When ``handle_timeout`` is to be called; NEVER."""
+        timers = self._timers
+        while timers:
+            when, _, connection = timers[0]
+            if connection.armed_us == when:
+                return when
+            heapq.heappop(timers)
+        return NEVER
+
+    def handle_timeout(self, now: int) -> None:
+        """Whatever was to happen by ``now``."""
+        self.now = now
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            when, _, connection = heapq.heappop(timers)
+            if connection.armed_us != when:
+                continue
+            connection.armed_us = NEVER
+            if connection.poll_deadline() <= now:
+                connection.handle_timeout(now)
+            self.mark(connection)
+
+    def _arm(self, connection: Connection) -> None:
+        # A deadline that moves later, as at every acknowledgement, costs nothing: the timer looks again when it fires.
+        deadline = connection.poll_deadline()
+        if deadline < connection.armed_us:
+            connection.armed_us = deadline
+            self._timer_count += 1
+            heapq.heappush(self._timers, (deadline, self._timer_count, connection))
+
+    # --- what goes out --------------------------------------------------------------------------------------------------
+    def poll_packets(self, now: int) -> list[tuple[int, Packet]]:
+        """(interface, packet), in order: everything that may be sent now."""
+        self.now = now
+        out, self._replies = self._replies, []
+        emit = self._emit
+        while self._marked:
+            marked, self._marked = self._marked, []
+            for connection in marked:
+                connection.marked = False
+                for subflow, segment in connection.poll_segments(now):
+                    emission = subflow.emission
+                    assert isinstance(emission, _Emission)
+                    config = subflow.tcp.config
+                    out.append((emission.interface, emit(emission, segment, config.hop_limit, config.traffic_class)))
+                self._settle(connection)
+        return out
+
+    def _settle(self, connection: Connection) -> None:
+        self._ready[connection] = None
+        owner = connection.owner
+        if isinstance(owner, Listener):
+            if owner.promote(connection):
+                connection.owner = None
+                self._ready[owner] = None
+            elif connection not in owner.half_open:
+                connection.owner = None
+        if connection.is_finished:
+            self.connections.pop(connection, None)
+            connection.armed_us = NEVER
+            return
+        self._arm(connection)
+
+    def poll_ready(self) -> list[Connection | Listener]:
+        """Those whose state, readability, writability or events may have changed since the last call."""
+        if not self._ready:
+            return []
+        ready, self._ready = self._ready, {}
+        return list(ready)
+
+    def _emit(self, emission: _Emission, segment: Segment, hop_limit: int, traffic_class: int) -> Packet:
+        header = tcp_wire.emit(
+            segment, emission.source_port, emission.destination_port, emission.pseudo, partial=True
+        )
+        length = segment.length
+        transport = len(header) + length
+        if segment.ecn:
+            traffic_class = traffic_class & 0xFC | segment.ecn
+        if emission.is_v6:
+            ip_header = ip.emit_ipv6(
+                emission.source, emission.destination, transport, hop_limit=hop_limit, traffic_class=traffic_class
+            )
+        else:
+            self._identification = (self._identification + 1) & 0xFFFF
+            ip_header = ip.emit_ipv4(
+                emission.source, emission.destination, transport, identification=self._identification,
+                hop_limit=hop_limit, traffic_class=traffic_class,
+            )  # fmt: skip
+        offset = len(ip_header)
+        mss = segment.mss
+        return Packet(
+            ip_header + header, segment.payloads, offset + transport, offset, mss if 0 < mss < length else 0, True
+        )
+
+
+_EADDRINUSE, _EADDRNOTAVAIL = errno.EADDRINUSE, errno.EADDRNOTAVAIL
+
+
+def _flow_key(remote: Endpoint, local: Endpoint) -> bytes:
+    """As the octets stand in a packet that comes in: source, destination, source port, destination port."""
+    return remote.address + local.address + remote.port.to_bytes(2, "big") + local.port.to_bytes(2, "big")

@@ -1,0 +1,73 @@
+"""What a connection needs of the host it lives on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mptcp.core.counters import Counters
+from mptcp.core.entropy import Entropy
+from mptcp.info import Endpoint
+
+if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
+    from mptcp.core.multipath.subflow import Subflow
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How packets from one local address leave: interface, its MTU, the largest super-segment it takes (0: none)."""
+
+    interface: int
+    mtu: int
+    gso_max_bytes: int
+
+
+class Environment(ABC):
+    """The host, as its connections see it."""
+
+    entropy: Entropy
+    counters: Counters
+    now: int  # of the call that is being carried out
+
+    @abstractmethod
+    def mark(self, connection: Connection) -> None:
+        """``connection`` has something to send, a new deadline, or news for its user."""
+
+    @abstractmethod
+    def new_key(self, version: int) -> int:
+        """A key whose token no connection of this host has."""
+
+    @abstractmethod
+    def register_token(self, token: int, connection: Connection) -> None: ...
+
+    @abstractmethod
+    def release_token(self, token: int) -> None: ...
+
+    @abstractmethod
+    def register(self, subflow: Subflow) -> None:
+        """Packets for its addresses and ports now reach ``subflow``."""
+
+    @abstractmethod
+    def release(self, subflow: Subflow) -> None: ...
+
+    @abstractmethod
+    def route(self, local: bytes) -> Route | None:
+        """None: ``local`` is no usable address of this host."""
+
+    @abstractmethod
+    def local_addresses(self) -> Sequence[bytes]:
+        """Usable ones, in the order they were added."""
+
+    @abstractmethod
+    def new_port(self, local: bytes, remote: Endpoint, preferred: int = 0) -> int:
+        """A free local port for a subflow to ``remote``; 0 if there is none."""
+
+    @abstractmethod
+    def new_isn(self, local: Endpoint, remote: Endpoint, now: int) -> int: ...
+
+    @abstractmethod
+    def mptcp_failed(self, connection: Connection, now: int) -> None:
+        """SYNs with MP_CAPABLE were not answered, one without was."""

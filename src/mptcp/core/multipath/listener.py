@@ -1,0 +1,67 @@
+"""A listening endpoint: half-open connections, bounded, and established ones that wait to be accepted."""
+
+from __future__ import annotations
+
+from mptcp.core.multipath.config import ConnectionConfig
+from mptcp.core.multipath.connection import Connection, ConnectionState
+from mptcp.info import Endpoint
+
+#: Half-open connections of one listener (RFC 4987 §3.2 calls it the backlog of the SYN queue).
+MAX_HALF_OPEN = 512
+
+
+class Listener:
+    """Connections come out of ``accept`` in the order in which they were established."""
+
+    __slots__ = ("backlog", "config", "half_open", "is_closed", "local", "overflows", "owner", "ready", "recycled")
+
+    def __init__(self, local: Endpoint, backlog: int, config: ConnectionConfig) -> None:
+        self.local = local
+        self.backlog = max(1, backlog)
+        self.config = config
+        self.half_open: dict[Connection, None] = {}  # oldest first
+        self.ready: list[Connection] = []
+        self.overflows = 0  # SYNs refused because the application does not accept
+        self.recycled = 0  # half-open connections dropped for newer ones
+        self.is_closed = False
+        self.owner: object = None  # for the layer above
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.ready) >= self.backlog
+
+    def add(self, connection: Connection, now: int) -> None:
+        """A SYN has made ``connection``; the oldest half-open one makes room if need be."""
+        # RFC 4987 §3.3, "Recycling the Oldest Half-Open TCB": an attack then costs those who take longest, and memory
+        # stays bounded.
+        while len(self.half_open) >= MAX_HALF_OPEN:
+            oldest = next(iter(self.half_open))
+            del self.half_open[oldest]
+            self.recycled += 1
+            oldest.abort(now)
+        self.half_open[connection] = None
+
+    def promote(self, connection: Connection) -> bool:
+        """After ``connection`` has moved on: True if it may be accepted now."""
+        if connection not in self.half_open:
+            return False
+        if connection.state is ConnectionState.CONNECTING:
+            return False
+        del self.half_open[connection]
+        if connection.state is ConnectionState.CLOSED and connection.error is not None and not connection.readable_bytes:
+            connection.close(connection.environment.now)
+            return False
+        self.ready.append(connection)
+        return True
+
+    def accept(self) -> Connection | None:
+        """The next established connection, None if there is none."""
+        return self.ready.pop(0) if self.ready else None
+
+    def close(self, now: int) -> None:
+        """Connections nobody has accepted are reset."""
+        self.is_closed = True
+        for connection in [*self.half_open, *self.ready]:
+            connection.abort(now)
+        self.half_open.clear()
+        self.ready.clear()

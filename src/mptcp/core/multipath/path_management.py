@@ -1,0 +1,282 @@
+"""Addresses of both ends and what to do about them (RFC 8684 §3.4): ADD_ADDR, REMOVE_ADDR, MP_PRIO, the path manager."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mptcp.core.multipath import keys
+from mptcp.core.multipath.events import EventKind
+from mptcp.core.path_managers.base import (
+    Action,
+    AnnounceAddress,
+    CloseSubflow,
+    Facts,
+    OpenSubflow,
+    SetBackup,
+    WithdrawAddress,
+)
+from mptcp.core.path_managers.fullmesh import FullMesh
+from mptcp.core.wire.mptcp_options import AddAddr, MpPrio, RemoveAddr
+from mptcp.errors import PathError
+from mptcp.info import Endpoint
+
+if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
+    from mptcp.core.multipath.subflow import Subflow
+
+#: Actions of a path manager carried out for one call; more is a fault of the manager and is counted.
+MAX_ACTIONS = 64
+
+
+class _Announcement:
+    __slots__ = ("deadline", "option", "tries")
+
+    def __init__(self, option: AddAddr, deadline: int) -> None:
+        self.option = option
+        self.deadline = deadline
+        self.tries = 0
+
+
+class PathManagement:
+    """One per connection. Address identifiers are per connection; 0 is the address of the first subflow."""
+
+    __slots__ = ("_announced", "_connection", "_local_ids", "_removals", "_remote", "manager")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        factory = connection.config.path_manager
+        self.manager = factory() if factory is not None else FullMesh(connection.config.max_subflows)
+        self._local_ids: dict[bytes, int] | None = None
+        self._remote: dict[int, Endpoint] | None = None  # announced by the peer
+        self._announced: dict[int, _Announcement] | None = None  # waiting for their echo
+        self._removals: list[tuple[int, Subflow, int]] | None = None  # (deadline, subflow, octets heard by then)
+
+    # --- address identifiers ------------------------------------------------------------------------------------------
+    def local_id(self, address: bytes) -> int:
+        """The identifier of one of our addresses, a new one if it has none yet; -1 when all 255 are in use."""
+        if address == self._connection.local.address:
+            return 0
+        ids = self._local_ids
+        if ids is None:
+            ids = self._local_ids = {}
+        known = ids.get(address)
+        if known is not None:
+            return known
+        for candidate in range(1, 256):
+            if candidate not in ids.values():
+                ids[address] = candidate
+                return candidate
+        return -1
+
+    def remote_id(self, remote: Endpoint) -> int:
+        """The identifier under which the peer announced ``remote``; 0 for its first address, and when unknown."""
+        for address_id, endpoint in (self._remote or {}).items():
+            if endpoint.address == remote.address:
+                return address_id
+        return 0
+
+    def facts(self, now: int) -> Facts:
+        connection = self._connection
+        remotes = [] if connection.remote_denies_join else [connection.remote]
+        remotes += [e for e in (self._remote or {}).values() if e not in remotes]
+        return Facts(
+            connection.is_client, connection.environment.local_addresses(), remotes, connection.local,
+            connection.remote, [s.path for s in connection.open_subflows()], now,
+        )  # fmt: skip
+
+    # --- timers -----------------------------------------------------------------------------------------------------
+    def deadline(self) -> int:
+        result = self.manager.deadline()
+        for announcement in (self._announced or {}).values():
+            result = min(result, announcement.deadline)
+        for when, _, _ in self._removals or ():
+            result = min(result, when)
+        return result
+
+    def handle_timeout(self, now: int) -> None:
+        for address_id, announcement in list((self._announced or {}).items()):
+            if announcement.deadline > now:
+                continue
+            # RFC 8684 §3.4.1: "the lack of this type of "echo" can indicate to the initial ADD_ADDR sender that the
+            # ADD_ADDR needs to be retransmitted."
+            announcement.tries += 1
+            if announcement.tries > self._connection.config.announce_retries:
+                del self._announced[address_id]  # type: ignore[index]
+                continue
+            announcement.deadline = now + (self._connection.config.announce_retry_us << announcement.tries)
+            self._signal(announcement.option)
+        for entry in list(self._removals or ()):
+            when, subflow, heard = entry
+            if when <= now:
+                self._removals.remove(entry)  # type: ignore[union-attr]
+                if subflow.tcp.receiver.segments_received == heard:
+                    # RFC 8684 §3.4.2: "(if no keepalive response was received) ... SHOULD trigger the sending of RSTs"
+                    subflow.close_reason = "address-removed"
+                    self._connection.break_subflow(subflow, None)
+        if self.manager.deadline() <= now:
+            self.run(self.manager.on_timer(self.facts(now)), now)
+
+    # --- the path manager's wishes ------------------------------------------------------------------------------------
+    def run(self, actions: Sequence[Action], now: int) -> None:
+        connection = self._connection
+        for number, action in enumerate(actions):
+            if number >= MAX_ACTIONS:
+                connection.counters.bump("path_manager_actions_dropped")
+                return
+            try:
+                match action:
+                    case OpenSubflow(local, remote, backup):
+                        connection.open_subflow(local, remote, now, backup=backup)
+                    case CloseSubflow(subflow_id, reset):
+                        connection.close_subflow(subflow_id, now, reset=reset)
+                    case AnnounceAddress(local):
+                        self.announce(local, now)
+                    case WithdrawAddress(address):
+                        self.withdraw(address, now)
+                    case SetBackup(subflow_id, backup):
+                        connection.set_backup(subflow_id, backup, now)
+            except PathError:
+                # What a manager asks for may have become impossible in the meantime; it hears of it as a fact.
+                connection.counters.bump("path_manager_action_failed")
+
+    def fully_established(self, now: int) -> None:
+        self.run(self.manager.on_established(self.facts(now)), now)
+
+    def local_address(self, address: bytes, available: bool, now: int) -> None:
+        """An address of the host came or went."""
+        connection = self._connection
+        if not available:
+            for subflow in connection.open_subflows():
+                if subflow.tcp.local.address == address:
+                    subflow.close_reason = "address-removed"
+                    connection.break_subflow(subflow, None)
+            if address in (self._local_ids or {}) or address == connection.local.address:
+                # RFC 8684 §3.4.2: "if ... a previously announced address becomes invalid ... the affected host SHOULD
+                # announce this situation so that the peer can remove subflows related to this address"
+                self.withdraw(address, now)
+        if connection.is_fully_established:
+            self.run(self.manager.on_local_address(self.facts(now), address, available), now)
+
+    # --- announcing -------------------------------------------------------------------------------------------------
+    def announce(self, local: Endpoint, now: int) -> int:
+        """Tells the peer of an address of ours (RFC 8684 §3.4.1); its identifier. PathError if that cannot be."""
+        connection = self._connection
+        address_id = self.local_id(local.address)
+        if address_id < 0:
+            raise PathError("all 255 address identifiers of this connection are in use")
+        port = local.port or None
+        mac = None
+        if connection.version:
+            mac = keys.add_addr_hmac(connection.local_key, connection.remote_key, address_id, local.address, port)
+        option = AddAddr(address_id, local.address, port, False, mac, connection.version)
+        if self._announced is None:
+            self._announced = {}
+        self._announced[address_id] = _Announcement(option, now + connection.config.announce_retry_us)
+        self._signal(option)
+        return address_id
+
+    def withdraw(self, address: bytes, now: int) -> None:
+        """REMOVE_ADDR for an address of ours; its subflows are not closed by that (RFC 8684 §3.4.2)."""
+        ids = self._local_ids or {}
+        address_id = 0 if address == self._connection.local.address else ids.pop(address, -1)
+        if address_id < 0:
+            raise PathError("that address was never used nor announced on this connection")
+        if self._announced:
+            self._announced.pop(address_id, None)
+        self._signal(RemoveAddr((address_id,)))
+
+    def _signal(self, option: AddAddr | RemoveAddr) -> None:
+        subflow = self._connection.signalling_subflow()
+        if subflow is not None:
+            subflow.signal(option)
+
+    # --- what the peer says -------------------------------------------------------------------------------------------
+    def handle_add_addr(self, subflow: Subflow, option: AddAddr, now: int) -> None:
+        connection = self._connection
+        if option.echo:
+            announced = (self._announced or {}).get(option.address_id)
+            if announced is not None and announced.option.address == option.address:
+                del self._announced[option.address_id]  # type: ignore[index]
+            return
+        if connection.version:
+            expected = keys.add_addr_hmac(
+                connection.remote_key, connection.local_key, option.address_id, option.address, option.port
+            )
+            if option.hmac is None or not keys.same(expected, option.hmac):
+                # RFC 8684 §3.4.1: "If a host receives an ADD_ADDR option for which it cannot validate the HMAC, it
+                # SHOULD silently ignore the option."
+                connection.counters.bump("add_addr_bad_hmac")
+                return
+        # "a receiver receiving a fresh ADD_ADDR option (where E=0) will send the same option back to the sender, but
+        # not including the HMAC and with E=1"
+        subflow.signal(
+            AddAddr(option.address_id, option.address, option.port, True, None, option.version)
+        ) if connection.version else None
+        remote = Endpoint(option.address, option.port or connection.remote.port)
+        known = self._remote
+        if known is None:
+            known = self._remote = {}
+        previous = known.get(option.address_id)
+        if previous is not None and previous.address != remote.address:
+            # "the address MUST be the same as the address previously assigned to this Address ID"
+            connection.counters.bump("add_addr_changed")
+            return
+        if previous is None and len(known) >= connection.config.max_remote_addresses:
+            connection.counters.bump("add_addr_limit")
+            return
+        if not self._is_plausible(remote):
+            # RFC 8684 §5: an announcement must not make us knock at arbitrary doors
+            connection.counters.bump("add_addr_implausible")
+            return
+        known[option.address_id] = remote
+        connection.event(EventKind.ADDRESS_ANNOUNCED, now, remote=remote, address_id=option.address_id)
+        self.run(self.manager.on_remote_address(self.facts(now), remote), now)
+
+    def _is_plausible(self, remote: Endpoint) -> bool:
+        address = ipaddress.ip_address(remote.address)
+        initial = ipaddress.ip_address(self._connection.remote.address)
+        if address.is_unspecified or address.is_multicast or (address.is_loopback and not initial.is_loopback):
+            return False
+        return remote.address != b"\xff\xff\xff\xff" and remote.address not in (
+            self._connection.environment.local_addresses()
+        )
+
+    def handle_remove_addr(self, option: RemoveAddr, now: int) -> None:
+        connection = self._connection
+        for address_id in option.address_ids:
+            remote = (self._remote or {}).pop(address_id, None)
+            affected = [s for s in connection.open_subflows() if s.remote_id == address_id]
+            if remote is None and not affected:
+                # RFC 8684 §3.4.2: "If an Address ID is not known, the receiver will silently ignore the request."
+                connection.counters.bump("remove_addr_unknown")
+                continue
+            connection.event(EventKind.ADDRESS_REMOVED, now, remote=remote, address_id=address_id)
+            for subflow in affected:
+                # "The receipt of REMOVE_ADDR SHOULD first trigger the sending of a TCP keepalive on the path, and if a
+                # response is received, the path SHOULD NOT be removed."
+                subflow.tcp.send_keepalive(now)
+                if self._removals is None:
+                    self._removals = []
+                wait = 2 * subflow.tcp.sender.rtt.rto_us
+                self._removals.append((now + wait, subflow, subflow.tcp.receiver.segments_received))
+
+    def handle_prio(self, subflow: Subflow, option: MpPrio, now: int) -> None:
+        targets = [subflow]
+        if option.address_id is not None:  # version 0 can name another address (RFC 6824 §3.3.8)
+            targets = [s for s in self._connection.open_subflows() if s.remote_id == option.address_id]
+        for target in targets:
+            if target.path.backup != option.backup:
+                target.path.backup = option.backup
+                self._connection.event(EventKind.PRIORITY_CHANGED, now, subflow=target, backup=option.backup)
+
+    def subflow_closed(self, subflow: Subflow, now: int) -> None:
+        if self._connection.is_fully_established and not self._connection.is_closing:
+            local, remote = subflow.tcp.local, subflow.tcp.remote
+            self.run(self.manager.on_subflow_closed(self.facts(now), local, remote, subflow.close_reason), now)
+
+    def forget(self) -> None:
+        self._announced = self._removals = None
+
+

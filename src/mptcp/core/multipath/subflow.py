@@ -1,0 +1,648 @@
+"""One subflow: a TCP connection and what MPTCP adds to it (RFC 8684 §3.1 to §3.3). TCP calls it as its ``Extension``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from mptcp.core.multipath import keys
+from mptcp.core.multipath.fallback import FallbackReason
+from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
+from mptcp.core.tcp.extension import Extension, Verdict
+from mptcp.core.units import NEVER
+from mptcp.core.wire.mptcp_options import (
+    FLAG_CHECKSUM,
+    FLAG_DENY_JOIN_INITIAL,
+    FLAG_EXTENSIBLE,
+    FLAG_HMAC_SHA256,
+    RST_MIDDLEBOX_INTERFERENCE,
+    RST_MPTCP_SPECIFIC,
+    AddAddr,
+    Dss,
+    MpCapable,
+    MpFail,
+    MpFastclose,
+    MpJoinAck,
+    MpJoinSyn,
+    MpJoinSynAck,
+    MpPrio,
+    MptcpOption,
+    MpTcprst,
+    RemoveAddr,
+)
+from mptcp.core.wire.segment import ACK, FIN, RST, Segment
+from mptcp.core.wire.sequence import unwrap32, unwrap64
+from mptcp.info import PathInfo, SubflowState
+
+if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
+    from mptcp.core.tcp.connection import Connection as TcpConnection
+    from mptcp.core.tcp.record import Record
+
+#: DSS with two 8-octet numbers, subflow number, length, checksum: the most that data carries (28 octets).
+DATA_OVERHEAD = 28
+
+#: Signalling options waiting for a pure ACK of one subflow.
+MAX_SIGNALS = 32
+
+#: Octets without a mapping that are held in the hope of one (RFC 8684 §3.3.1: "for a short while").
+MAX_UNMAPPED = 256 * 1024
+
+
+class Role(Enum):
+    CAPABLE_CLIENT = "capable-client"
+    CAPABLE_SERVER = "capable-server"
+    JOIN_CLIENT = "join-client"
+    JOIN_SERVER = "join-server"
+
+
+class Subflow(Extension):
+    """Created and owned by a ``Connection``; the host finds it by addresses and ports."""
+
+    __slots__ = (
+        "_mapping", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
+        "fin_signal",
+        "id", "interface", "join_deadline", "join_tries", "local_backup", "local_id", "local_nonce", "mappings",
+        "options_lost", "path", "pending", "remote_id", "remote_nonce", "reset_reason", "role", "signals", "stale",
+        "tcp", "unmapped", "without_capable",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection, subflow_id: int, role: Role, local_id: int, remote_id: int) -> None:
+        self.connection = connection
+        self.id = subflow_id
+        self.role = role
+        self.local_id = local_id
+        self.remote_id = remote_id
+        self.interface = -1
+        self.emission: object = None  # the host's: what all its packets have in common
+        self.local_nonce = 0
+        self.remote_nonce = 0
+        self.local_backup = False  # we ask the peer to use this subflow as backup only
+        self.pending = True  # the MPTCP handshake of this subflow is not complete: no data may be sent
+        self.confirmed = False  # the peer has shown that our options reach it
+        self.dss_seen = False
+        self.closing = False
+        self.stale = False  # its last retransmission timeout has not been followed by an acknowledgement
+        self.options_lost = 0
+        self.without_capable = False  # the last SYN went without MP_CAPABLE
+        self.close_reason = ""
+        self.reset_reason: MptcpOption | None = None
+        self.signals: list[MptcpOption] | None = None
+        self.fin_signal = False  # the next ACK carries the DATA_FIN
+        self.join_deadline = NEVER
+        self.join_tries = 0
+        self.mappings = ReceivedMappings()
+        self._mapping: Mapping | None = None  # the one that covers the next octet, most likely
+        self.unmapped: list[tuple[int, memoryview]] | None = None
+        self.bytes_reinjected = 0
+        self.tcp: TcpConnection  # set right after TCP has been made with this extension
+        self.path: PathInfo
+
+    # --- state ------------------------------------------------------------------------------------------------------
+    @property
+    def is_join(self) -> bool:
+        return self.role in (Role.JOIN_CLIENT, Role.JOIN_SERVER)
+
+    @property
+    def is_usable(self) -> bool:
+        """New data may be given to it."""
+        return not self.pending and not self.closing and self.tcp.is_established
+
+    @property
+    def state(self) -> SubflowState:
+        if self.closing:
+            return SubflowState.CLOSING
+        if not self.tcp.is_established:
+            return SubflowState.CLOSED if self.tcp.is_over else SubflowState.CONNECTING
+        if self.pending:
+            return SubflowState.PENDING
+        return SubflowState.STALE if self.stale else SubflowState.ACTIVE
+
+    # --- what we send -------------------------------------------------------------------------------------------------
+    def syn_options(self) -> tuple[MptcpOption, ...]:
+        connection = self.connection
+        match self.role:
+            case Role.CAPABLE_CLIENT:
+                if self.without_capable:
+                    return ()
+                key = connection.local_key if connection.version == 0 else None
+                return (MpCapable(connection.version, self._capable_flags(), key),)
+            case Role.CAPABLE_SERVER:
+                # RFC 8684 §3.1: "If a SYN does not contain an MP_CAPABLE option, the SYN/ACK MUST NOT contain one"
+                return (MpCapable(connection.version, self._capable_flags(), connection.local_key),)
+            case Role.JOIN_CLIENT:
+                return (MpJoinSyn(connection.remote_token, self.local_nonce, self.local_id, self.local_backup),)
+            case Role.JOIN_SERVER:
+                mac = self._own_hmac()[:8]  # RFC 8684 §3.2: "a truncated (leftmost 64 bits) HMAC"
+                return (MpJoinSynAck(mac, self.local_nonce, self.local_id, self.local_backup),)
+
+    def ack_options(self, room: int) -> tuple[MptcpOption, ...]:
+        connection = self.connection
+        if not self.confirmed:
+            if self.role is Role.CAPABLE_CLIENT and room >= 20:
+                # RFC 8684 §3.1: "If A does not immediately have data to send, it MUST include the MP_CAPABLE on the
+                # first ACK" and it is repeated until the peer has shown that it knows our key.
+                return (
+                    MpCapable(
+                        connection.version, self._capable_flags(), connection.local_key, connection.remote_key
+                    ),
+                )
+            if self.role is Role.JOIN_CLIENT and room >= 24:
+                return (MpJoinAck(self._own_hmac()[:20]),)
+        receiver = connection.data_receiver
+        wide = receiver.wide_ack
+        if self.signals and self.signals[0] is not None:
+            return self._signal_options(room)
+        if self.fin_signal:
+            self.fin_signal = False
+            dsn = connection.data_sender.fin_dsn
+            # RFC 8684 §3.3.3: a DATA_FIN without data has the subflow sequence number 0 and the length 1
+            checksum = dss_checksum(dsn, 0, 1, ()) if connection.checksum else None
+            return (Dss(receiver.nxt, wide, dsn, True, 0, 1, checksum, True),)
+        return (Dss(receiver.nxt, wide),)
+
+    def _signal_options(self, room: int) -> tuple[MptcpOption, ...]:
+        assert self.signals
+        option = self.signals[0]
+        receiver = self.connection.data_receiver
+        size = _SIZES.get(type(option), 40)
+        if isinstance(option, AddAddr):
+            size = 4 + len(option.address) + (0 if option.port is None else 2) + (8 if option.hmac else 0)
+            size = size + 3 & ~3
+        elif isinstance(option, RemoveAddr):
+            size = 3 + len(option.address_ids) + 3 & ~3
+        if size > room:
+            # Does not fit beside what else this ACK carries: a later pure ACK takes it.
+            return (Dss(receiver.nxt, receiver.wide_ack),) if room >= 12 else ()
+        self.signals.pop(0)
+        if self.signals:
+            self.tcp.send_ack()
+        else:
+            self.signals = None
+        if room - size >= 12:
+            return option, Dss(receiver.nxt, receiver.wide_ack)
+        return (option,)
+
+    def data_options(self, record: Record, room: int) -> tuple[MptcpOption, ...]:
+        mapping = record.mapping
+        connection = self.connection
+        if mapping is None:
+            return self.ack_options(room)
+        assert isinstance(mapping, Mapping)
+        if not self.confirmed and mapping.ssn == 1 and self.role is Role.CAPABLE_CLIENT and connection.version:
+            # RFC 8684 §3.1: "When A does have data to send, it must repeat the sending of the MP_CAPABLE option from
+            # the first ACK, with additional data parameters. This MP_CAPABLE option is used in place of the DSS"
+            return (
+                MpCapable(
+                    connection.version, self._capable_flags(), connection.local_key, connection.remote_key,
+                    mapping.length, mapping.checksum,
+                ),
+            )  # fmt: skip
+        receiver = connection.data_receiver
+        # RFC 8684 §3.7: "A sender MUST include a DSS option with Data Sequence Mapping in every segment until one of
+        # the sent segments has been acknowledged with a DSS option containing a Data ACK." Every segment has it here.
+        return (
+            Dss(
+                receiver.nxt, receiver.wide_ack, mapping.dsn, True, mapping.ssn, mapping.length, mapping.checksum,
+                mapping.data_fin,
+            ),
+        )  # fmt: skip
+
+    def reset_options(self) -> tuple[MptcpOption, ...]:
+        if self.reset_reason is None:
+            return (MpTcprst(0),)
+        if isinstance(self.reset_reason, MpTcprst):
+            return (self.reset_reason,)
+        # RFC 8684 §3.5, §3.7: RST with MP_FASTCLOSE, or with MP_FAIL
+        return (self.reset_reason,)
+
+    @property
+    def data_overhead_bytes(self) -> int:
+        return DATA_OVERHEAD
+
+    @property
+    def wants_to_send(self) -> bool:
+        sender = self.connection.data_sender
+        return self.is_usable and (sender.stream.length > 0 or sender.has_reinjections)
+
+    def receive_window(self) -> int:
+        return self.connection.data_receiver.window()
+
+    def signal(self, option: MptcpOption) -> None:
+        """Sends ``option`` on a pure ACK of this subflow."""
+        if self.signals is None:
+            self.signals = []
+        if len(self.signals) < MAX_SIGNALS and option not in self.signals:
+            self.signals.append(option)
+            self.tcp.send_ack()
+            self.connection.mark(self)
+
+    def _capable_flags(self) -> int:
+        connection = self.connection
+        flags = FLAG_HMAC_SHA256
+        if connection.checksum:
+            flags |= FLAG_CHECKSUM
+        if connection.config.deny_join_initial and connection.version:
+            flags |= FLAG_DENY_JOIN_INITIAL
+        return flags
+
+    def _own_hmac(self) -> bytes:
+        c = self.connection
+        return keys.join_hmac(c.local_key, c.remote_key, self.local_nonce, self.remote_nonce, c.version)
+
+    def _expected_hmac(self) -> bytes:
+        c = self.connection
+        return keys.join_hmac(c.remote_key, c.local_key, self.remote_nonce, self.local_nonce, c.version)
+
+    # --- what comes in: SYNs --------------------------------------------------------------------------------------------
+    def handle_syn_options(self, segment: Segment, now: int) -> Verdict:
+        if self.role is Role.CAPABLE_CLIENT:
+            reason = self._handle_capable_syn_ack(segment)
+            if reason is not FallbackReason.NONE:
+                self.connection.fall_back(self, reason, now)
+            return Verdict.ACCEPT
+        if self.role is Role.JOIN_CLIENT:
+            return self._handle_join_syn_ack(segment)
+        return Verdict.ACCEPT  # the SYN itself was judged by the listener, or by Connection.accept_join
+
+    def _handle_capable_syn_ack(self, segment: Segment) -> FallbackReason:
+        connection = self.connection
+        capable = _find_capable(segment)
+        if not segment.flags & ACK:
+            return FallbackReason.PEER_WITHOUT_MPTCP  # simultaneous open: RFC 8684 gives it no meaning
+        if capable is None:
+            # RFC 8684 §3.1: "If a SYN contains an MP_CAPABLE option but the SYN/ACK does not ... the MPTCP session
+            # MUST operate as a regular, single-path TCP session."
+            return FallbackReason.SYN_UNANSWERED if self.without_capable else FallbackReason.PEER_WITHOUT_MPTCP
+        if capable.version != connection.version:
+            return FallbackReason.VERSION
+        if capable.sender_key is None or not capable.flags & 0x1F or capable.flags & FLAG_EXTENSIBLE:
+            return FallbackReason.BAD_CAPABLE
+        # RFC 8684 §3.1: "if either host requires the use of checksums, checksums MUST be used"
+        connection.set_remote_key(capable.sender_key, bool(capable.flags & FLAG_CHECKSUM))
+        connection.remote_denies_join = bool(capable.flags & FLAG_DENY_JOIN_INITIAL)
+        return FallbackReason.NONE
+
+    def _handle_join_syn_ack(self, segment: Segment) -> Verdict:
+        for option in segment.options.mptcp:
+            if isinstance(option, MpJoinSynAck):
+                self.remote_nonce = option.nonce
+                if keys.same(option.hmac, self._expected_hmac()[:8]):
+                    self.remote_id = option.address_id
+                    self.path.backup = option.backup
+                    return Verdict.ACCEPT
+                # RFC 8684 §3.2: "the HMAC returned to Host A does not match the one expected, Host A MUST close the
+                # subflow with a TCP RST"
+                self.connection.counters.bump("join_bad_hmac")
+                break
+        else:
+            # RFC 8684 §3.2: "If the SYN/ACK as received at Host A does not have an MP_JOIN option, Host A MUST close
+            # the subflow with a TCP RST."
+            self.connection.counters.bump("join_without_option")
+        self.close_reason = "refused"
+        self.reset_reason = MpTcprst(RST_MPTCP_SPECIFIC)
+        return Verdict.RESET
+
+    # --- what comes in: later segments ------------------------------------------------------------------------------------
+    def handle_options(self, segment: Segment, now: int) -> Verdict:
+        options = segment.options.mptcp
+        connection = self.connection
+        if self.pending:
+            verdict = self._complete_handshake(segment, now)
+            if verdict is not Verdict.ACCEPT or connection.is_plain or self.role is Role.JOIN_SERVER:
+                return verdict
+        if not options:
+            return self._handle_missing_options(segment, now)
+        for option in options:
+            if type(option) is Dss:
+                self.options_lost = 0
+                verdict = self._handle_dss(option, segment, now)
+                if verdict is not Verdict.ACCEPT:
+                    return verdict
+            else:
+                verdict = self._handle_rare(option, segment, now)
+                if verdict is not Verdict.ACCEPT:
+                    return verdict
+            if connection.is_plain:
+                break
+        return Verdict.ACCEPT
+
+    def _complete_handshake(self, segment: Segment, now: int) -> Verdict:
+        match self.role:
+            case Role.CAPABLE_CLIENT:
+                self.pending = False  # our SYN is answered; whether our key has arrived, ``confirmed`` tells
+            case Role.CAPABLE_SERVER:
+                return self._handle_third_ack(segment, now)
+            case Role.JOIN_CLIENT:
+                # RFC 8684 §3.2: "it moves to the ESTABLISHED state only on receipt of an ACK from the receiver"
+                if not segment.flags & RST:
+                    self.confirmed = True
+                    self._activate(now)
+            case Role.JOIN_SERVER:
+                for option in segment.options.mptcp:
+                    if isinstance(option, MpJoinAck):
+                        if not keys.same(option.hmac, self._expected_hmac()[:20]):
+                            self.connection.counters.bump("join_bad_hmac")
+                            return self._refuse(RST_MPTCP_SPECIFIC)
+                        self.confirmed = True
+                        # RFC 8684 §3.2: "receipt of this packet MUST trigger a regular TCP ACK in response"
+                        self.tcp.ack_now()
+                        self._activate(now)
+                        return Verdict.ACCEPT
+                if segment.flags & RST:
+                    return Verdict.ACCEPT
+                # RFC 8684 §3.2: "the MP_JOIN option is missing from the ACK, it MUST close the subflow with a TCP RST"
+                self.connection.counters.bump("join_without_option")
+                return self._refuse(RST_MPTCP_SPECIFIC)
+        return Verdict.ACCEPT
+
+    def _activate(self, now: int) -> None:
+        self.pending = False
+        self.join_deadline = NEVER
+        self.connection.subflow_active(self, now)
+
+    def _refuse(self, reason: int) -> Verdict:
+        self.close_reason = "refused"
+        self.reset_reason = MpTcprst(reason)
+        return Verdict.RESET
+
+    def _handle_third_ack(self, segment: Segment, now: int) -> Verdict:
+        connection = self.connection
+        capable = _find_capable(segment)
+        if capable is None:
+            if segment.flags & RST:
+                return Verdict.ACCEPT
+            if connection.version == 0 and any(type(o) is Dss for o in segment.options.mptcp):
+                self.pending = False  # RFC 6824 §3.1: a DSS shows as well that the keys have arrived
+                return Verdict.ACCEPT
+            # RFC 8684 §3.1: "If the third packet (the ACK) does not contain the MP_CAPABLE option, then the session
+            # MUST fall back to operating as a regular, single-path TCP session."
+            connection.fall_back(self, FallbackReason.NO_THIRD_ACK, now)
+            return Verdict.ACCEPT
+        if capable.sender_key is None or capable.receiver_key != connection.local_key:
+            connection.counters.bump("capable_bad_key")
+            connection.fall_back(self, FallbackReason.BAD_CAPABLE, now)
+            return Verdict.ACCEPT
+        self.pending = False
+        connection.set_remote_key(capable.sender_key, bool(capable.flags & FLAG_CHECKSUM))
+        return Verdict.ACCEPT
+
+    def _handle_missing_options(self, segment: Segment, now: int) -> Verdict:
+        """A segment without any MPTCP option: harmless once, the mark of a middlebox when it shows a pattern."""
+        connection = self.connection
+        if segment.flags & (RST | FIN):
+            return Verdict.ACCEPT
+        acknowledges_data = unwrap32(segment.ack, self.tcp.sender.una) > self.tcp.sender.una
+        if acknowledges_data and not self.dss_seen:
+            # RFC 8684 §3.7: "If, however, an ACK is received for data (not just for the SYN) without a DSS option
+            # containing a Data ACK, the sender determines that the path is not MPTCP capable."
+            if self.is_join:
+                connection.counters.bump("join_options_lost")
+                self.close_reason = "middlebox"
+                self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
+                return Verdict.RESET
+            if connection.is_alone(self):
+                connection.fall_back(self, FallbackReason.NO_DATA_ACK, now, infinite=True)
+                return Verdict.ACCEPT
+        if segment.length and not self.dss_seen and not self.is_join and connection.is_alone(self):
+            connection.fall_back(self, FallbackReason.NO_MAPPING, now)
+        elif acknowledges_data:
+            # RFC 8684 §3.7: "If a subflow breaks during operation, e.g., if it is rerouted and MPTCP options are no
+            # longer permitted": the sender sees its data acknowledged, but never at the data level.
+            self.options_lost += 1
+            if self.options_lost >= 16:
+                connection.counters.bump("options_lost")
+                if connection.may_fall_back(self):
+                    connection.fall_back(self, FallbackReason.NO_DATA_ACK, now, infinite=True)
+                    return Verdict.ACCEPT
+                self.close_reason = "middlebox"
+                self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
+                return Verdict.RESET
+        return Verdict.ACCEPT
+
+    def _handle_dss(self, dss: Dss, segment: Segment, now: int) -> Verdict:
+        connection = self.connection
+        if dss.data_ack is not None:
+            sender = connection.data_sender
+            near = sender.una
+            data_ack = unwrap64(dss.data_ack, near) if dss.data_ack_wide else unwrap32(dss.data_ack, near)
+            if not self.confirmed:
+                self._confirm(now)
+            self.dss_seen = True
+            connection.handle_data_ack(self, data_ack, self.tcp.scaled_window(segment), now)
+        if dss.dsn is None:
+            return Verdict.ACCEPT
+        self.dss_seen = True
+        if not self.confirmed:
+            self._confirm(now)
+        near = connection.data_receiver.nxt
+        dsn = unwrap64(dss.dsn, near) if dss.dsn_wide else unwrap32(dss.dsn, near)
+        connection.data_receiver.wide_ack = dss.dsn_wide
+        if dss.length == 0:
+            # RFC 8684 §3.3.1: "setting the Data-Level Length field of the DSS option to the reserved value of 0"
+            if connection.is_alone(self):
+                connection.fall_back(self, FallbackReason.INFINITE_MAPPING, now)
+                return Verdict.ACCEPT
+            connection.counters.bump("infinite_mapping_with_subflows")
+            return self._broken(RST_MPTCP_SPECIFIC)
+        if (dss.checksum is None) == connection.checksum:
+            # RFC 8684 §3.3: "If a checksum is present but its use had not been negotiated ..., the receiver MUST close
+            # the subflow with a RST" and "If a checksum is not present when its use has been negotiated" likewise
+            connection.counters.bump("dss_checksum_presence")
+            return self._broken(RST_MPTCP_SPECIFIC)
+        if dss.data_fin:
+            if not connection.handle_data_fin(dsn + dss.length - 1, now):
+                connection.counters.bump("data_fin_contradicts")
+                return Verdict.ACCEPT
+            self.tcp.ack_now()
+            if dss.length == 1:
+                return Verdict.ACCEPT
+        return self._add_mapping(dsn, dss.ssn, dss.length, dss.checksum, dss.data_fin, now)
+
+    def _add_mapping(self, dsn: int, ssn: int, length: int, checksum: int | None, fin: bool, now: int) -> Verdict:
+        ssn = unwrap32(ssn, self.tcp.receiver.nxt - self.tcp.irs)
+        mapping = self._mapping
+        if mapping is not None and mapping.ssn == ssn and mapping.dsn == dsn:
+            return Verdict.ACCEPT
+        mapping = Mapping(dsn, ssn, length, checksum, fin)
+        if mapping.end <= self.tcp.receiver.nxt - self.tcp.irs:
+            return Verdict.ACCEPT  # of data long delivered
+        wrong = self.mappings.add(mapping)
+        if wrong:
+            # RFC 8684 gives no answer to a mapping that changes; the subflow cannot be trusted any more.
+            self.connection.counters.bump(wrong)
+            return self._broken(RST_MPTCP_SPECIFIC)
+        if self.unmapped:
+            held, self.unmapped = self.unmapped, None
+            for start, payload in held:
+                self.handle_data(start, payload, now)
+        return Verdict.ACCEPT
+
+    def _broken(self, reason: int) -> Verdict:
+        self.close_reason = "protocol"
+        self.reset_reason = MpTcprst(reason)
+        return Verdict.RESET
+
+    def _confirm(self, now: int) -> None:
+        self.confirmed = True
+        if not self.is_join:
+            self.connection.fully_established(self, now)
+
+    def _handle_rare(self, option: MptcpOption, segment: Segment, now: int) -> Verdict:
+        connection = self.connection
+        if isinstance(option, MpCapable):
+            if option.data_length is not None and self.role is Role.CAPABLE_SERVER:
+                # RFC 8684 §3.1: "the data parameters in an MP_CAPABLE are semantically equivalent to those in a DSS
+                # option and can be used interchangeably"
+                if (option.checksum is None) == connection.checksum:
+                    connection.counters.bump("dss_checksum_presence")
+                    return self._broken(RST_MPTCP_SPECIFIC)
+                self.dss_seen = True
+                if not self.confirmed:
+                    self._confirm(now)
+                first = connection.remote_idsn + 1
+                return self._add_mapping(first, 1, option.data_length, option.checksum, False, now)
+        elif isinstance(option, AddAddr):
+            connection.paths.handle_add_addr(self, option, now)
+        elif isinstance(option, RemoveAddr):
+            connection.paths.handle_remove_addr(option, now)
+        elif isinstance(option, MpPrio):
+            connection.paths.handle_prio(self, option, now)
+        elif isinstance(option, MpFastclose):
+            return connection.handle_fastclose(self, option, segment, now)
+        elif isinstance(option, MpFail):
+            return connection.handle_fail(self, option, now)
+        elif isinstance(option, MpJoinAck):
+            # The fourth packet was lost: RFC 8684 §3.2 has the third one repeated until it is acknowledged.
+            if self.role is Role.JOIN_SERVER and not segment.length:
+                self.tcp.send_ack()
+        elif isinstance(option, MpJoinSynAck):
+            self.tcp.send_ack()
+        elif not isinstance(option, MpTcprst | MpJoinSyn):
+            connection.counters.bump("option_unknown")
+        return Verdict.ACCEPT
+
+    def handle_data(self, ssn: int, payload: memoryview, now: int) -> None:
+        connection = self.connection
+        while True:
+            mapping = self._mapping
+            if mapping is None or not mapping.ssn <= ssn < mapping.end:
+                mapping = self._mapping = self.mappings.find(ssn)
+                if mapping is None:
+                    self._hold(ssn, payload)
+                    return
+            room = mapping.end - ssn
+            rest = None
+            if len(payload) > room:
+                rest = payload[room:]
+                payload = payload[:room]
+            if mapping.checksum is None:
+                if not connection.data_receiver.handle_data(mapping.dsn + ssn - mapping.ssn, payload):
+                    connection.counters.bump("data_out_of_window")
+            else:
+                if mapping.held is None:
+                    mapping.held = []
+                mapping.held.append(payload)
+                if ssn + len(payload) == mapping.end and not self._release(mapping, now):
+                    if rest is not None and connection.is_plain:
+                        connection.data_receiver.buffer.append(rest)
+                    return
+            if rest is None:
+                return
+            ssn = mapping.end
+            payload = rest
+
+    def _release(self, mapping: Mapping, now: int) -> bool:
+        """All octets of a checksummed mapping are there: delivers them if the checksum is right."""
+        connection = self.connection
+        assert mapping.held is not None
+        held, mapping.held = mapping.held, None
+        if dss_checksum(mapping.dsn, mapping.ssn, mapping.length, held) == mapping.checksum:
+            dsn = mapping.dsn
+            for piece in held:
+                if not connection.data_receiver.handle_data(dsn, piece):
+                    connection.counters.bump("data_out_of_window")
+                dsn += len(piece)
+            return True
+        connection.counters.bump("data_checksum_failed")
+        connection.checksum_failed(self, mapping, held, now)
+        return False
+
+    def _hold(self, ssn: int, payload: memoryview) -> None:
+        # RFC 8684 §3.3.1: "Implementations MAY hold onto such unmapped data for a short while, in the expectation
+        # that a mapping will arrive shortly."
+        if self.unmapped is None:
+            self.unmapped = []
+        self.unmapped.append((ssn, payload))
+        self.connection.counters.bump("data_without_mapping")
+        if sum(len(piece) for _, piece in self.unmapped) > MAX_UNMAPPED:
+            # "If a mapping ... does not arrive within a receive window of data, that subflow SHOULD be treated as
+            # broken, closed with a RST, and any unmapped data silently discarded."
+            self.unmapped = None
+            self.close_reason = "middlebox"
+            self.connection.break_subflow(self, MpTcprst(RST_MIDDLEBOX_INTERFERENCE))
+
+    # --- what happens -----------------------------------------------------------------------------------------------------
+    def handle_fin(self, now: int) -> None:
+        self.connection.subflow_finished(self, now)
+
+    def handle_established(self, now: int) -> None:
+        if self.role is Role.JOIN_CLIENT:
+            self.join_deadline = now + self.tcp.sender.rtt.rto_us
+            self.join_tries = 0
+        elif self.role is Role.CAPABLE_CLIENT:
+            self.pending = False
+        self.connection.subflow_established(self, now)
+
+    def handle_join_deadline(self, now: int) -> None:
+        """No fourth ACK yet: the third one is sent again."""
+        # RFC 8684 §3.2: "the packet MUST be retransmitted if this ACK is not received"
+        self.join_tries += 1
+        if self.join_tries > 6:
+            self.join_deadline = NEVER
+            self.close_reason = "timeout"
+            self.connection.break_subflow(self, MpTcprst(RST_MPTCP_SPECIFIC))
+            return
+        self.join_deadline = now + (self.tcp.sender.rtt.rto_us << self.join_tries)
+        self.tcp.send_ack()
+
+    def handle_acked(self, una_ssn: int, now: int) -> None:
+        if self.stale:
+            self.stale = False
+            self.connection.counters.bump("subflow_recovered")
+        self.connection.handle_subflow_ack(self, now)
+
+    def handle_timeout(self, now: int) -> None:
+        self.connection.handle_subflow_timeout(self, now)
+
+    def handle_syn_timeout(self, count: int, now: int) -> None:
+        # RFC 8684 §3.1: "It is expected that a sender will eventually fall back to single-path TCP (i.e., without the
+        # MP_CAPABLE option) in order to work around middleboxes that may drop packets with unknown options"
+        if self.role is Role.CAPABLE_CLIENT and count >= self.connection.config.capable_syns:
+            self.without_capable = True
+
+    def handle_reset(self, segment: Segment, now: int) -> None:
+        for option in segment.options.mptcp:
+            if isinstance(option, MpFastclose):
+                self.connection.handle_fastclose(self, option, segment, now)
+            elif isinstance(option, MpFail):
+                self.connection.counters.bump("mp_fail_received")
+            elif isinstance(option, MpTcprst):
+                # RFC 8684 §3.6: "If the error condition is considered to be Permanent, the receiver of the RST segment
+                # SHOULD NOT try to re-establish a subflow for this connection over this path."
+                self.close_reason = "reset-transient" if option.transient else f"reset-{option.reason}"
+        if not self.close_reason:
+            self.close_reason = "refused" if self.pending else "reset"
+
+    def handle_closed(self, error: Exception | None, now: int) -> None:
+        self.connection.subflow_closed(self, error, now)
+
+
+_SIZES = {MpPrio: 4, MpFail: 12, MpFastclose: 12, MpTcprst: 4}
+
+
+def _find_capable(segment: Segment) -> MpCapable | None:
+    for option in segment.options.mptcp:
+        if isinstance(option, MpCapable):
+            return option
+    return None
