@@ -15,12 +15,14 @@ from typing import Final
 from mptcp.core.counters import Counters
 from mptcp.core.packet import Packet
 from mptcp.core.wire.offload import finish
+from mptcp.core.wire.segment import CWR
 from mptcp.errors import ConfigurationError
 from mptcp.links import _bpf, _netdev
 from mptcp.links._bpf import solicited_node
 from mptcp.links.base import Link, ReceivedPacket
 from mptcp.links.neighbours import Neighbours, multicast_hardware
 from mptcp.links.tun import (
+    GSO_ECN,
     GSO_MAX_BYTES,
     GSO_TCPV4,
     GSO_TCPV6,
@@ -292,6 +294,8 @@ class PacketLink(Link):
         if gso_size:
             too_long = len(header) + gso_size > self.mtu
             kind = GSO_TCPV4 if header[0] >> 4 == 4 else GSO_TCPV6
+            if header[packet.transport_offset + 13] & CWR:
+                kind |= GSO_ECN  # CWR goes on the first segment only
             vnet = VNET_HEADER.pack(
                 NEEDS_CSUM,
                 kind,

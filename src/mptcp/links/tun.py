@@ -13,6 +13,7 @@ from typing import Final
 from mptcp.core.counters import Counters
 from mptcp.core.packet import Packet
 from mptcp.core.wire.offload import finish
+from mptcp.core.wire.segment import CWR
 from mptcp.errors import ConfigurationError
 from mptcp.links import _netdev
 from mptcp.links.base import Link, ReceivedPacket
@@ -100,7 +101,7 @@ class TunLink(Link):
             raise
         if self._offload:
             try:
-                fcntl.ioctl(self._fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
+                fcntl.ioctl(self._fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN)
             except OSError:
                 # An old kernel: it then gives us complete segments, and still takes ours large.
                 self.counters.bump("tun_offload_refused")
@@ -153,6 +154,8 @@ class TunLink(Link):
             if gso_size:
                 too_long = len(header) + gso_size > mtu or packet.length > 65_535 + 40
                 kind = GSO_TCPV4 if header[0] >> 4 == 4 else GSO_TCPV6
+                if header[packet.transport_offset + 13] & CWR:
+                    kind |= GSO_ECN  # CWR goes on the first segment only
                 vnet = VNET_HEADER.pack(
                     NEEDS_CSUM, kind, len(header), gso_size, packet.transport_offset, TCP_CHECKSUM_OFFSET
                 )
