@@ -71,8 +71,8 @@ class Connection:
     __slots__ = (
         "_can_send", "_challenges", "_extension", "_fast", "_reply", "_told_closed", "acks_requested", "cached_options",
         "config", "counters", "ecn", "entropy", "error", "fin_received", "fin_wanted", "gso_max_bytes", "irs", "iss",
-        "keepalive", "last_received_us", "last_window_field", "local", "max_window", "orphan", "passive", "path_mtu",
-        "peer_mss", "probe_wanted", "receive_urgent", "receiver", "remote", "segments_received", "segments_sent",
+        "keepalive", "last_received_us", "last_window_field", "local", "max_window", "orphan", "parting", "passive",
+        "path_mtu", "peer_mss", "probe_wanted", "receive_urgent", "receiver", "remote", "segments_received", "segments_sent",
         "send_scale", "send_urgent", "sender", "slow_at", "soft_error", "state", "syn_retransmissions", "syn_sent_at",
         "syn_started_at", "syn_wanted", "timer", "timestamps", "user_timeout", "window_ack", "window_scaling",
         "window_seq",
@@ -126,6 +126,7 @@ class Connection:
         self.acks_requested = 0
         self.probe_wanted = False
         self.fin_received = False
+        self.parting: list[MptcpOption] | None = None  # of an extension that has gone
         self.orphan = False  # the application has closed it
         self.send_urgent = 0  # SND.UP, 0: none
         self.receive_urgent = 0  # RCV.UP, 0: none
@@ -210,7 +211,7 @@ class Connection:
     @property
     def write_closed(self) -> bool:
         """Nothing more may be written."""
-        return self._fin_wanted or self.orphan or self.state not in WRITABLE
+        return self.fin_wanted or self.orphan or self.state not in WRITABLE
 
     @property
     def send_window(self) -> int:
@@ -402,6 +403,10 @@ class Connection:
         if not self._can_send or (self.state is not State.ESTABLISHED and self.state is not State.CLOSE_WAIT):
             return 0
         return self.sender.sendable_bytes()
+
+    def ack_now(self) -> None:
+        """What has come in is acknowledged at the next poll, by whatever segment goes out then."""
+        self.receiver.ack.due = True
 
     def send_keepalive(self, now: int) -> None:
         """A segment that the peer has to answer if it is there."""
