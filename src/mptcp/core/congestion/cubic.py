@@ -110,7 +110,7 @@ class Cubic(CongestionControl):
 
     def on_idle(self, idle_us: int, rto_us: int, restart_window_bytes: int) -> None:
         super().on_idle(idle_us, rto_us, restart_window_bytes)
-        if self._epoch_us >= 0 and idle_us > 0:
+        if self._epoch_us >= 0 and self._idle_since_us < 0:
             self._epoch_us += idle_us  # the curve goes on where it stood
 
     def undo(self, cwnd_bytes: int, ssthresh_bytes: int) -> None:

@@ -50,11 +50,12 @@ class Rack:
             elif end < self.fack and record.transmissions == 1:
                 self.reordering_seen = True
             rtt_us = now - sent_us
-            if record.transmissions > 1:
-                # RFC 8985 §6.2 step 2: "If ACK.ts_option.echo_reply < Segment.xmit_ts: Continue; If rtt <
-                # RACK.min_rtt: Continue"
-                if 0 <= echo_us < sent_us - TIMESTAMP_GRANULARITY_US or rtt_us < rtt_min_us:
-                    continue
+            # RFC 8985 §6.2 step 2: "If Segment.retransmitted is TRUE: If ACK.ts_option.echo_reply < Segment.xmit_ts:
+            # Continue; If rtt < RACK.min_rtt: Continue"
+            if record.transmissions > 1 and (
+                0 <= echo_us < sent_us - TIMESTAMP_GRANULARITY_US or rtt_us < rtt_min_us
+            ):
+                continue
             self.rtt_us = rtt_us
             if sent_us > self.xmit_us or (sent_us == self.xmit_us and end > self.end_seq):
                 self.xmit_us = sent_us
@@ -175,7 +176,7 @@ class TailLossProbe:
         repaired = False
         if not self.is_retransmission:
             pass  # "TLP of new data delivered"
-        elif dsack is not None and dsack[1] == self.end_seq:
+        elif dsack is not None and dsack[1] in (self.end_seq, self.end_seq - 1):  # with or without a FIN
             pass  # "Case 1": both copies arrived
         elif ack > self.end_seq:
             repaired = True  # "Repaired the single loss"

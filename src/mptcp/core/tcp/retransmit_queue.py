@@ -125,7 +125,8 @@ class RetransmitQueue:
         """Cuts ``records[index]`` before sequence number ``at`` (inside it); returns the new right part."""
         record = self.records[index]
         length = at - record.start
-        assert 0 < length <= record.length and at < record.end
+        assert 0 < length <= record.length
+        assert at < record.end
         left, rest = cut(record.payloads, length)  # type: ignore[arg-type]
         right = Record(at, rest, record.length - length, record.mapping, record.fin)
         record.end = at

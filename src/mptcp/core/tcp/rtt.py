@@ -69,9 +69,13 @@ class RttEstimator:
         self.rttvar_us = variation >> _SHIFT
         # RFC 6298 §2.4: "Whenever RTO is computed, if it is less than 1 second, then the RTO SHOULD be rounded up to 1
         # second." Linux instead never lets the variation term fall below 200 ms; we do that (TcpConfig.rto_min_us).
-        margin = variation >> (_SHIFT - 2)
-        rto = srtt_us + (margin if margin > self._rto_min_us else self._rto_min_us)
-        self.rto_us = self.timeout_us = rto if rto < self._rto_max_us else self._rto_max_us
+        rto = variation >> (_SHIFT - 2)
+        if rto < self._rto_min_us:
+            rto = self._rto_min_us
+        rto += srtt_us
+        if rto > self._rto_max_us:
+            rto = self._rto_max_us
+        self.rto_us = self.timeout_us = rto
         self.backoff = 0
         # the windowed minimum: of this period and of the one before
         if now - self._window_start_us > MIN_RTT_WINDOW_US:

@@ -9,19 +9,21 @@ TIMESTAMP_GRANULARITY_US = 1000
 class Undo:
     """What the window was before the present episode, and what was retransmitted in it."""
 
-    __slots__ = ("active", "cwnd_bytes", "first_resent_us", "resent_bytes", "ssthresh_bytes", "start")
+    __slots__ = ("active", "cwnd_bytes", "first_resent_us", "is_timeout", "resent_bytes", "ssthresh_bytes", "start")
 
     def __init__(self) -> None:
         self.active = False
+        self.is_timeout = False  # the episode began with a retransmission timeout
         self.cwnd_bytes = 0
         self.ssthresh_bytes = 0
         self.start = 0  # SND.UNA when the episode began
         self.resent_bytes = 0  # sent again, and not (yet) reported as duplicate by the peer
         self.first_resent_us = -1
 
-    def begin(self, cwnd_bytes: int, ssthresh_bytes: int, una: int) -> None:
+    def begin(self, cwnd_bytes: int, ssthresh_bytes: int, una: int, is_timeout: bool) -> None:
         """An episode starts; the values are those before the reduction."""
         self.active = True
+        self.is_timeout = is_timeout
         self.cwnd_bytes = cwnd_bytes
         self.ssthresh_bytes = ssthresh_bytes
         self.start = una
