@@ -26,6 +26,7 @@ class Source:
 
     def __init__(self, packet: Packet) -> None:
         self.packet = packet
+        self.counters: dict[str, int] = {}
         self.waiting: list[tuple[int, Packet]] = [(index, packet) for index in (0, 1) for _ in range(100)]
         self.received = 0
 

@@ -31,6 +31,8 @@ MAX_ROUNDS_PER_INSTANT = 10_000
 class HostLike(Protocol):
     """What the world drives: ``mptcp.core.host.Host``, or anything scripted with the same verbs."""
 
+    @property
+    def counters(self) -> dict[str, int]: ...
     def handle_packet(
         self, interface: int, data: memoryview, now: int, gso_size: int = 0, checksum_valid: bool = False
     ) -> None: ...

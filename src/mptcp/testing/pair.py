@@ -25,7 +25,11 @@ IDEAL = Conditions(delay_us=5 * MILLISECOND)
 
 
 class Pair:
-    """``client`` and ``server`` with an interface on each of ``paths``: 10.0.N.1 and 10.0.N.2 (or fd00:0:0:N::)."""
+    """A client with an interface for each of ``paths``, 10.0.N.1 (or fd00:0:0:N::1), and a server.
+
+    The server has one address, 10.0.0.2, that all paths lead to; or, unless ``single_homed_server``, an interface on
+    each path, 10.0.N.2, with the first of which the client connects.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Pair:
         conditions: Conditions | Sequence[Conditions] = IDEAL,
         client_options: ConnectionConfig = DEFAULT_CONFIG,
         server_options: ConnectionConfig = DEFAULT_CONFIG,
+        single_homed_server: bool = True,
         ipv6: bool = False,
         mtu: int = DEFAULT_MTU,
         gso_max_bytes: int = 0,
@@ -50,7 +55,10 @@ class Pair:
         for index in range(paths):
             prefix = f"fd00:0:0:{index}::" if ipv6 else f"10.0.{index}."
             client_port = self.client_host.add_interface(prefix + "1", mtu=mtu, gso_max_bytes=gso_max_bytes)
-            server_port = self.server_host.add_interface(prefix + "2", mtu=mtu, gso_max_bytes=gso_max_bytes)
+            if single_homed_server and index:
+                server_port = self.server_ports[0]
+            else:
+                server_port = self.server_host.add_interface(prefix + "2", mtu=mtu, gso_max_bytes=gso_max_bytes)
             this = conditions if isinstance(conditions, Conditions) else conditions[index]
             self.client_ports.append(client_port)
             self.server_ports.append(server_port)

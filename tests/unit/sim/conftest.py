@@ -54,6 +54,7 @@ class ScriptedStack:
 
     def __init__(self, echo: bool = False) -> None:
         self.echo = echo
+        self.counters: dict[str, int] = {}
         self.received: list[tuple[int, int, bytes]] = []
         self.outgoing: list[tuple[int, Packet]] = []
         self.deadline = NEVER
