@@ -12,7 +12,8 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from os import register_at_fork
-from typing import TYPE_CHECKING
+from select import EPOLLOUT
+from typing import TYPE_CHECKING, cast
 
 from mptcp.core.counters import Counters
 from mptcp.core.units import NEVER, SECOND
@@ -25,6 +26,8 @@ from mptcp.runtime.waiting import Parked, Source
 
 if TYPE_CHECKING:
     from mptcp.core.host import Host
+    from mptcp.core.multipath.connection import Connection
+    from mptcp.core.multipath.listener import Listener
     from mptcp.core.packet import Packet
     from mptcp.links.base import Link
 
@@ -63,6 +66,7 @@ class Pump:
         self.failure: Exception | None = None  # a bug of ours ended the background thread
         self.drives = 0  # how often a driver has begun
         self.driver: Seat | None = None
+        self.orphans: list[Connection | Listener] = []  # to be closed: what forgotten sockets have left
         self._by_fd = {port.fd: port for port in self.ports}
         self._by_index = {port.index: port for port in self.ports}
         self._seats: list[Seat] = []  # all
@@ -126,6 +130,22 @@ class Pump:
             self._services = 0
         return True
 
+    def poll(self) -> None:
+        """Handles what has already come in, without waiting, unless a thread of the application drives anyway."""
+        driver = self.driver
+        if driver is None or self._is_background(driver):
+            seat = self.take_seat()
+            try:
+                self.step(seat, 0)
+            finally:
+                if self.leave_seat(seat) and self._background is not None:
+                    self._background.stand_by()
+
+    def rouse(self) -> None:
+        """A condition that somebody waits for has changed by other means than a packet or a timer."""
+        if self.driver is not None:
+            self.driver.rouse()
+
     # --- for whoever drives ---------------------------------------------------------------------------------------
     def step(self, seat: Seat, deadline: int) -> None:
         """Waits for packets, a timer or ``deadline`` (0: does not wait), and handles what there is.
@@ -143,22 +163,24 @@ class Pump:
                 events = seat.poll(timeout)
             finally:
                 self._relock()
-                seat.settle()
+                seat.asleep_until = 0
             now = self.clock()
         else:
             events = seat.poll(0)
         if self.closed:
             return
+        if self.orphans:
+            self._close_orphans(now)
         for fd, mask in events:
             port = self._by_fd.get(fd)
             if port is None:
+                seat.clear()
                 continue
-            if mask & 1:  # EPOLLIN
+            if mask & ~EPOLLOUT:  # of an error, too, reading tells why
                 self._receive(port, now)
-            if mask & 4:  # EPOLLOUT
+            # An in-process link has no "writable" of its own: it makes itself readable when there is room again.
+            if port.queued:
                 self._retry(port, now)
-            if mask & 24 and not mask & 1:  # EPOLLERR or EPOLLHUP and nothing else: reading tells why
-                self._receive(port, now)
         if self._retry_us <= now:
             for port in self.ports:
                 if port.retry_us <= now:
@@ -194,6 +216,13 @@ class Pump:
             return False
         self.driver = None
         return True
+
+    def abandon_later(self, left: Sequence[Connection | Listener]) -> None:
+        """Without the lock, from a finalizer: whoever drives closes what nobody holds any more."""
+        self.orphans.extend(left)
+        driver = self.driver
+        if driver is not None and not self.forked:
+            driver.interrupt()
 
     # --- inside ---------------------------------------------------------------------------------------------------
     def _deadline(self) -> int:
@@ -327,8 +356,19 @@ class Pump:
     def _notify(self) -> None:
         for item in self.host.poll_ready():
             owner = item.owner
-            if isinstance(owner, Source):
-                owner.handle_ready()
+            if isinstance(owner, weakref.ReferenceType):
+                source = owner()
+                if source is not None:
+                    source.handle_ready()
+
+    def _close_orphans(self, now: int) -> None:
+        while self.orphans:
+            orphan = self.orphans.pop()
+            orphan.owner = None
+            if orphan in self.host.listeners.values():
+                self.host.close_listener(cast("Listener", orphan), now)
+            else:
+                orphan.close(now)
 
     # --- end ------------------------------------------------------------------------------------------------------
     def fail(self, error: Exception) -> None:

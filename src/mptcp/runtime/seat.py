@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 
@@ -10,16 +11,15 @@ class Seat:
     """One epoll instance with an eventfd of its own.
 
     Each driver has its own, so that the next one may begin before the last one has woken up and left. All but
-    ``poll`` and ``fileno`` are called with the pump's lock.
+    ``poll``, ``interrupt`` and ``fileno`` are called with the pump's lock.
     """
 
-    __slots__ = ("_epoll", "_roused", "_wake_fd", "asleep_until")
+    __slots__ = ("_epoll", "_wake_fd", "asleep_until")
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._roused = False
         self.asleep_until = 0  # while its driver waits: when it will look again by itself
 
     def fileno(self) -> int:
@@ -35,10 +35,8 @@ class Seat:
             self._epoll.register(fd, mask)
 
     def forget(self, fd: int) -> None:
-        try:
+        with contextlib.suppress(OSError):  # closed by its owner: epoll has forgotten it by itself
             self._epoll.unregister(fd)
-        except (FileNotFoundError, OSError):
-            return  # closed by its owner: epoll has forgotten it by itself
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         """(fd, events); waits up to ``timeout`` seconds, negative: for ever. The only method that needs no lock."""
@@ -48,14 +46,15 @@ class Seat:
         """Ends the ``poll`` that waits now, if one does."""
         if self.asleep_until:
             self.asleep_until = 0
-            self._roused = True
             os.eventfd_write(self._wake_fd, 1)
 
-    def settle(self) -> None:
-        """After ``poll``: its driver is awake, and ``rouse`` has done its work."""
-        self.asleep_until = 0
-        if self._roused:
-            self._roused = False
+    def interrupt(self) -> None:
+        """As ``rouse``, but needs no lock: for finalizers, which may run anywhere."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def clear(self) -> None:
+        """``poll`` has returned a descriptor that is no link's: ``rouse`` has done its work."""
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
 
     def close(self) -> None:

@@ -36,7 +36,10 @@ class Parked:
 
 
 class Source(ABC):
-    """What an application waits for: the owner of a connection or a listener (``connection.owner``)."""
+    """What an application waits for: it owns a connection or a listener.
+
+    ``connection.owner`` is a weak reference to it, so that one that is forgotten is collected (and closed).
+    """
 
     __slots__ = ("parked",)
 

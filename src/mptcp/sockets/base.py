@@ -1,0 +1,60 @@
+"""What a stack is to a program: the maker of its sockets, and one that says what it cannot do."""
+
+from __future__ import annotations
+
+import socket as std
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from mptcp.core.multipath.config import ConnectionConfig
+    from mptcp.sockets.socket import Socket
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether something can be done; if not, why, and what would change it. True or false in a condition."""
+
+    ok: bool
+    reason: str = ""
+    fix: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+class Stack(ABC):
+    """A TCP/MPTCP stack: this package's own over links, or (one day) the operating system's."""
+
+    name = ""
+
+    @abstractmethod
+    def supports(self, feature: str) -> Support:
+        """Whether ``feature`` (the name of a socket's method or option, e.g. "open_subflow") works on this stack."""
+
+    @abstractmethod
+    def socket(
+        self,
+        family: int = std.AF_INET,
+        type: int = std.SOCK_STREAM,  # noqa: A002 the standard library's name
+        proto: int = 0,
+        *,
+        config: ConnectionConfig | None = None,
+    ) -> Socket:
+        """A new, unconnected socket; OSError (EAFNOSUPPORT, EPROTONOSUPPORT, ...) where there is no such thing."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the stack and everything on it; twice is as good as once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

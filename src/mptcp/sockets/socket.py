@@ -1,0 +1,503 @@
+"""A socket of this package: the standard library's names and behaviour, and what a connection over several paths adds."""
+
+from __future__ import annotations
+
+import errno
+import socket as std
+import warnings
+import weakref
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from mptcp.core.units import SECOND
+from mptcp.errors import MptcpError, NotSupportedError, PathError, to_errno
+from mptcp.info import ConnectionInfo, Endpoint, SubflowInfo
+from mptcp.sockets import options as opt
+from mptcp.sockets.address import SocketAddress, any_endpoint, from_endpoint, os_error, to_endpoint
+from mptcp.sockets.options import SocketOptions
+from mptcp.sockets.state import CLOSED, CONNECTING
+from mptcp.sockets.tcp_info import pack_tcp_info
+from mptcp.sockets.transfer import Transfer
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from typing_extensions import Buffer
+
+    from mptcp.core.multipath.connection import Connection
+
+#: The longest queue of connections that wait for ``accept``.
+MAX_BACKLOG = 4096
+
+#: What of a socket lives on after ``detach``.
+_HERITAGE = (
+    "_options", "_timeout", "_connection", "_listeners", "_accepted", "_bound", "_notifier", "_connecting",
+    "_error_taken", "_read_shut", "_write_starved",
+)  # fmt: skip
+
+
+class Socket(Transfer):
+    """Made by a stack (``stack.socket()``), ``create_connection`` or ``create_server``.
+
+    Safe to use from several threads: one may read while another writes, and ``close`` wakes both. ``fileno()`` serves
+    select, poll and epoll; the octets themselves do not go through that descriptor.
+    """
+
+    __slots__ = ()
+
+    def adopt(self, connection: Connection, options: SocketOptions) -> None:
+        """With the lock: becomes the socket of a connection that was accepted."""
+        connection.owner = weakref.ref(self)
+        self._connection = connection
+        self._options = options
+
+    # --- identity ----------------------------------------------------------------------------------------------------
+    @property
+    def family(self) -> std.AddressFamily:
+        return std.AddressFamily(self._family)
+
+    @property
+    def type(self) -> std.SocketKind:
+        return std.SOCK_STREAM
+
+    @property
+    def proto(self) -> int:
+        """IPPROTO_TCP: programs (asyncio, for one) look at it to know that TCP's options exist."""
+        return std.IPPROTO_TCP
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "listening" if self._listeners else "unconnected"
+        connection = self._connection
+        if connection is not None and not self._closed:
+            kind = "multipath" if connection.is_multipath else "single path"
+            state = f"{connection.state.name.lower()} {connection.local} > {connection.remote} ({kind})"
+        return f"<mptcp.Socket {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self._closed:
+            self.close()
+
+    def __getstate__(self) -> object:
+        raise TypeError(f"cannot pickle {self.__class__.__name__!r} object")
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True):
+            return
+        if self._connection is not None or self._listeners is not None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        # A collector may run in a thread that holds the pump's lock: the stack closes this one a little later.
+        left = [item for item in (self._connection, self._accepted, *(self._listeners or ())) if item is not None]
+        self._pump.abandon_later(left)
+        if self._bound is not None:
+            self._stack.ports.release_later(self._bound)
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+    def connect(self, address: SocketAddress) -> None:
+        remote = to_endpoint(self._family, address, "connect")
+        with self._pump.lock:
+            self._connect(remote)
+
+    def connect_ex(self, address: SocketAddress) -> int:
+        """As ``connect``, but returns an errno (0: connected) where the system would."""
+        remote = to_endpoint(self._family, address, "connect_ex")
+        try:
+            with self._pump.lock:
+                self._connect(remote)
+        except TimeoutError as error:
+            return error.errno or errno.EAGAIN
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def _connect(self, remote: Endpoint) -> None:
+        self._check_open()
+        if self._listeners is not None:
+            raise os_error(errno.EISCONN)
+        connection = self._connection
+        started = False
+        if connection is None or (connection.state is CLOSED and not self._connecting):
+            if self._family == std.AF_INET6 and self._options.v6_only and remote.family == 4:
+                raise os_error(errno.ENETUNREACH)
+            self._forget_connection()
+            pump = self._pump
+            now = pump.clock()
+            try:
+                connection = pump.host.connect(remote, now, local=self._connect_local(remote), options=self._config)
+            except MptcpError as error:
+                raise os_error(to_errno(error), error) from error
+            connection.owner = weakref.ref(self)
+            self._connection = connection
+            self._connecting = started = True
+            pump.flush()
+            self._show()
+        elif not self._connecting:
+            raise os_error(errno.EISCONN)
+        if connection.state is CONNECTING:
+            if self._timeout == 0:
+                raise os_error(errno.EINPROGRESS if started else errno.EALREADY)
+            self._await(self._is_connected, 0, self._options.send_timeout_us)
+        self._finish_connect()
+
+    def _connect_local(self, remote: Endpoint) -> Endpoint | None:
+        bound = self._bound
+        if bound is None:
+            return None
+        if bound.is_unspecified:  # of the family of the peer: an IPv6 socket may talk to a mapped IPv4 address
+            return Endpoint(bytes(len(remote.address)), bound.port)
+        return bound
+
+    def _forget_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.owner = None
+            self._connection = None
+        self._connecting = self._error_taken = self._read_shut = self._write_starved = False
+
+    def bind(self, address: SocketAddress) -> None:
+        local = to_endpoint(self._family, address, "bind")
+        with self._pump.lock:
+            self._check_open()
+            if self._bound is not None or self._connection is not None or self._listeners is not None:
+                raise os_error(errno.EINVAL)
+            self._bound = self._stack.ports.reserve(local, self._options.reuse_address)
+
+    def listen(self, backlog: int = 128) -> None:
+        """A second call changes nothing but is no error."""
+        with self._pump.lock:
+            self._check_open()
+            if self._connection is not None:
+                raise os_error(errno.EINVAL)
+            if self._listeners is not None:
+                return
+            if self._bound is None:
+                self._bound = self._stack.ports.reserve(any_endpoint(self._family), False)
+            local = self._bound
+            locals_ = [local]
+            if self._family == std.AF_INET6 and local.is_unspecified and not self._options.v6_only:
+                locals_.append(any_endpoint(std.AF_INET, local.port))
+            pump = self._pump
+            now = pump.clock()
+            listeners = []
+            try:
+                for endpoint in locals_:
+                    listener = pump.host.listen(
+                        endpoint, now, backlog=min(max(backlog, 1), MAX_BACKLOG), options=self._config
+                    )
+                    listener.owner = weakref.ref(self)
+                    listeners.append(listener)
+            except (MptcpError, OSError) as error:
+                for listener in listeners:
+                    pump.host.close_listener(listener, now)
+                raise os_error(to_errno(error), error) from error
+            self._listeners = listeners
+            pump.flush()
+            self._changed()
+
+    def accept(self) -> tuple[Socket, SocketAddress]:
+        with self._pump.lock:
+            self._check_open()
+            if self._listeners is None:
+                raise os_error(errno.EINVAL)
+            if not self._is_acceptable():
+                self._await(self._is_acceptable, 0, self._options.receive_timeout_us)
+            connection, self._accepted = self._accepted, None
+            if connection is None:
+                raise os_error(errno.EINVAL)  # shut down while we waited
+            accepted = self._stack.adopt(connection, self._family, self._config, self._options)
+            self._show()
+        return accepted, from_endpoint(self._family, connection.remote)
+
+    # --- ending ------------------------------------------------------------------------------------------------------
+    def shutdown(self, how: int) -> None:
+        if how not in (std.SHUT_RD, std.SHUT_WR, std.SHUT_RDWR):
+            raise os_error(errno.EINVAL)
+        pump = self._pump
+        with pump.lock:
+            self._check_open()
+            if self._listeners is not None and how != std.SHUT_WR:
+                self._stop_listening()
+                self._changed()
+                return
+            connection = self._connection
+            if connection is None or connection.state in (CONNECTING, CLOSED):
+                raise os_error(errno.ENOTCONN)
+            now = pump.clock()
+            if how != std.SHUT_WR:
+                self._read_shut = True
+                connection.shutdown_read(now)
+            if how != std.SHUT_RD:
+                connection.shutdown_write(now)
+            pump.flush()
+            self._changed()
+
+    def close(self) -> None:
+        """Ends it; threads that wait in it get EBADF. What was written is still delivered."""
+        if self._pump.forked:
+            self._closed = True
+            return
+        if self._closed:
+            return
+        if self._io_refs > 0:
+            self._close_wanted = True
+            return
+        self._real_close()
+
+    def _decref_socketios(self) -> None:
+        """Called by ``socket.SocketIO`` when a file made by ``makefile`` is closed."""
+        if self._io_refs > 0:
+            self._io_refs -= 1
+        if self._close_wanted and self._io_refs == 0:
+            self.close()
+
+    def _real_close(self) -> None:
+        pump = self._pump
+        with pump.lock:
+            if self._closed:
+                return
+            self._closed = True
+            connection = self._connection
+            if not pump.closed:
+                if self._listeners is not None:
+                    self._stop_listening()
+                self._release_port()
+                if connection is not None:
+                    connection.owner = None
+                    self._close_connection(connection)
+                pump.flush()
+            self._changed()
+            notifier, self._notifier = self._notifier, None
+        if notifier is not None:
+            notifier.close()
+
+    def _close_connection(self, connection: Connection) -> None:
+        pump = self._pump
+        now = pump.clock()
+        lingers, seconds = self._options.linger
+        if lingers and not seconds:
+            connection.abort(now)
+            return
+        connection.close(now)
+        if lingers and self._timeout != 0:
+            pump.flush()
+            pump.wait(self, lambda: connection.state is CLOSED or not connection.buffered_bytes, now + seconds * SECOND)
+
+    def _stop_listening(self) -> None:
+        now = self._pump.clock()
+        for listener in self._listeners or ():
+            listener.owner = None
+            self._pump.host.close_listener(listener, now)
+        if self._accepted is not None:
+            self._accepted.abort(now)
+            self._accepted = None
+        self._listeners = None
+        self._pump.flush()
+
+    def _release_port(self) -> None:
+        if self._bound is not None:
+            self._stack.ports.release(self._bound)
+            self._bound = None
+
+    def detach(self) -> int:
+        """Gives the connection up without closing it: ``stack.socket(fileno=...)`` takes it from the descriptor."""
+        fd = self.fileno()
+        with self._pump.lock:
+            self._check_open()
+            heir = Socket(self._stack, self._family, self._proto, self._config)
+            for name in _HERITAGE:
+                setattr(heir, name, getattr(self, name))
+            for item in (self._connection, *(self._listeners or ())):
+                if item is not None:
+                    item.owner = weakref.ref(heir)
+            self._stack.give_up(heir, fd)
+            self._connection = self._listeners = self._accepted = self._notifier = self._bound = None
+            self._closed = True
+            self._changed()
+        return fd
+
+    # --- names -------------------------------------------------------------------------------------------------------
+    def getsockname(self) -> SocketAddress:
+        with self._pump.lock:
+            self._check_open()
+            connection = self._connection
+            local = connection.local if connection is not None else self._bound
+            return from_endpoint(self._family, local or any_endpoint(self._family))
+
+    def getpeername(self) -> SocketAddress:
+        with self._pump.lock:
+            self._check_open()
+            connection = self._connection
+            if connection is None or connection.state in (CONNECTING, CLOSED):
+                raise os_error(errno.ENOTCONN)
+            return from_endpoint(self._family, connection.remote)
+
+    # --- options -----------------------------------------------------------------------------------------------------
+    def setsockopt(self, level: int, optname: int, value: int | Buffer | None, optlen: int | None = None) -> None:
+        if value is None:
+            raise os_error(errno.EFAULT)
+        plain = value if isinstance(value, int) else bytes(memoryview(value))
+        with self._pump.lock:
+            self._check_open()
+            if (level, optname) == (std.IPPROTO_IPV6, std.IPV6_V6ONLY) and self._bound is not None:
+                raise os_error(errno.EINVAL)
+            changes = opt.socket_changes(level, optname, plain)
+            if changes is not None:
+                self._options = self._options.changed(**changes)
+                self._show()
+                return
+            changes = opt.tcp_changes(level, optname, plain)
+            if changes is None:
+                raise os_error(errno.ENOPROTOOPT)
+            self._config = self._config.changed(tcp=self._config.tcp.changed(**changes))
+            connection = self._connection
+            if connection is not None:
+                try:
+                    for name, new in changes.items():
+                        connection.set_tcp_option(name, new)
+                except MptcpError as error:
+                    raise os_error(to_errno(error), error) from error
+                self._pump.flush()
+
+    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> int | bytes:
+        """An integer, or up to ``buflen`` octets of the structure (of the integer, where it is one)."""
+        if not 0 <= buflen <= 1024:
+            raise os_error(errno.EINVAL)
+        with self._pump.lock:
+            self._check_open()
+            value = self._option(level, optname)
+        if value is None:
+            raise os_error(errno.ENOPROTOOPT)
+        if isinstance(value, int):
+            return value.to_bytes(4, "little", signed=True)[:buflen] if buflen else value
+        if not buflen:
+            # The system writes the first four octets of the structure into an integer.
+            return int.from_bytes(value[:4], "little", signed=True)
+        return value[:buflen]
+
+    def _option(self, level: int, optname: int) -> int | bytes | None:
+        connection = self._connection
+        match level, optname:
+            case std.SOL_SOCKET, std.SO_ERROR:
+                if self._connecting and connection is not None and connection.state is CLOSED:
+                    error = self._take_error()
+                    self._forget_connection()
+                    return to_errno(error) if error is not None else 0
+                error = self._take_error()
+                return to_errno(error) if error is not None else 0
+            case std.SOL_SOCKET, std.SO_TYPE:
+                return int(std.SOCK_STREAM)
+            case std.SOL_SOCKET, std.SO_PROTOCOL:
+                return opt.IPPROTO_MPTCP if self._config.multipath else int(std.IPPROTO_TCP)
+            case std.SOL_SOCKET, std.SO_DOMAIN:
+                return self._family
+            case std.SOL_SOCKET, std.SO_ACCEPTCONN:
+                return int(self._listeners is not None)
+            case std.IPPROTO_TCP, std.TCP_INFO:
+                return pack_tcp_info(connection, self._listeners is not None)
+            case std.IPPROTO_TCP, opt.TCP_IS_MPTCP:
+                return int(connection.is_multipath if connection is not None else self._config.multipath)
+            case std.IPPROTO_TCP, std.TCP_MAXSEG if connection is not None and connection.state is not CONNECTING:
+                subflows = connection.subflows()
+                return subflows[0].mss_bytes if subflows else self._config.tcp.max_segment_bytes
+        value = opt.socket_value(level, optname, self._options)
+        return value if value is not None else opt.tcp_value(level, optname, self._config.tcp)
+
+    # --- files -------------------------------------------------------------------------------------------------------
+    def makefile(
+        self,
+        mode: str = "r",
+        buffering: int | None = None,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
+        """A file over this socket, as the standard library's sockets make it (and by the same code)."""
+        make: Any = std.socket.makefile
+        return cast(IO[Any], make(self, mode, buffering, encoding=encoding, errors=errors, newline=newline))
+
+    def get_inheritable(self) -> bool:
+        return False
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        """A connection in this process cannot be inherited."""
+        if inheritable:
+            raise NotSupportedError("a connection of this stack lives in this process")
+
+    # --- several paths -----------------------------------------------------------------------------------------------
+    @property
+    def is_multipath(self) -> bool:
+        """Whether the connection speaks MPTCP (not before it is established, not after fallback)."""
+        with self._pump.lock:
+            return self._connection is not None and self._connection.is_multipath
+
+    @property
+    def fallback_reason(self) -> str:
+        """Why it does not speak MPTCP; "" if it does, or is not connected."""
+        with self._pump.lock:
+            return self._connection.fallback_reason if self._connection is not None else ""
+
+    @property
+    def connection_id(self) -> int:
+        """RFC 6897 §5.3.1: a number for the connection: its token; 0 where there is none."""
+        with self._pump.lock:
+            return self._connection.token if self._connection is not None else 0
+
+    def subflows(self) -> list[SubflowInfo]:
+        with self._pump.lock:
+            return self._the_connection().subflows()
+
+    def info(self) -> ConnectionInfo:
+        with self._pump.lock:
+            return self._the_connection().info()
+
+    def open_subflow(
+        self, remote: SocketAddress | None = None, local: SocketAddress | None = None, backup: bool = False
+    ) -> int:
+        """Opens a path from ``local`` (None: any other of the stack's) to ``remote`` (None: the peer's first address).
+
+        Returns the id of the subflow, which is not established yet. PathError where that cannot be.
+        """
+        ends = [
+            to_endpoint(std.AF_INET6 if ":" in str(end[0]) else std.AF_INET, end[:2], "open_subflow") if end else None
+            for end in (remote, local)
+        ]
+        with self._pump.lock:
+            connection = self._the_connection()
+            remote_end = ends[0] or connection.remote
+            local_end = ends[1] or self._stack.other_local(connection, remote_end)
+            if local_end is None:
+                raise PathError("this host has no further address of that family", errno.EADDRNOTAVAIL)
+            number = connection.open_subflow(local_end, remote_end, self._pump.clock(), backup)
+            self._pump.flush()
+            return number
+
+    def close_subflow(self, subflow_id: int, reset: bool = False) -> None:
+        """With FIN, or with RST; what it had not delivered goes over the others."""
+        with self._pump.lock:
+            self._the_connection().close_subflow(subflow_id, self._pump.clock(), reset)
+            self._pump.flush()
+
+    def set_backup(self, subflow_id: int, backup: bool) -> None:
+        """A backup is used while nothing else works; the peer is asked to do the same (MP_PRIO)."""
+        with self._pump.lock:
+            self._the_connection().set_backup(subflow_id, backup, self._pump.clock())
+            self._pump.flush()
+
+    def add_address(self, host: str, port: int = 0) -> None:
+        """Announces an address of this host to the peer (ADD_ADDR)."""
+        with self._pump.lock:
+            self._the_connection().add_address(Endpoint.parse(host, port), self._pump.clock())
+            self._pump.flush()
+
+    def remove_address(self, host: str) -> None:
+        """Withdraws it (REMOVE_ADDR) and closes the subflows that use it."""
+        with self._pump.lock:
+            self._the_connection().remove_address(Endpoint.parse(host).address, self._pump.clock())
+            self._pump.flush()
+
+    def _the_connection(self) -> Connection:
+        self._check_open()
+        if self._connection is None:
+            raise os_error(errno.ENOTCONN)
+        return self._connection

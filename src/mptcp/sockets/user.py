@@ -1,0 +1,272 @@
+"""The stack of this package: TCP and MPTCP in user space, over links."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import socket as std
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mptcp.core.counters import Counters
+from mptcp.core.entropy import Entropy
+from mptcp.core.host import Host, HostConfig
+from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
+from mptcp.core.tcp.states import State
+from mptcp.core.units import MILLISECOND, SECOND
+from mptcp.errors import ConfigurationError
+from mptcp.info import Endpoint
+from mptcp.runtime.pump import Pump
+from mptcp.runtime.waiting import Source
+from mptcp.sockets.address import os_error
+from mptcp.sockets.base import Stack, Support
+from mptcp.sockets.options import IPPROTO_MPTCP, SocketOptions
+from mptcp.sockets.ports import Ports
+from mptcp.sockets.socket import Socket
+from mptcp.sockets.state import CLOSED
+
+if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
+    from mptcp.links.base import Link
+
+#: Seconds that ``close`` gives connections the program has closed to deliver what it has written.
+DRAIN_S = 5.0
+
+#: How long ``close`` waits for the peers to close, too, when everything is delivered.
+LAST_WORD_US = 200 * MILLISECOND
+
+#: What this stack cannot do, and what to use instead. Everything else that a socket here has works.
+_UNSUPPORTED = {
+    "SO_REUSEPORT": Support(False, "a port cannot be shared with other processes", "use one server and threads"),
+    "inheritable": Support(False, "a connection lives in its process", "use the kernel's stack to hand sockets on"),
+    "events": Support(False, "sockets have no event stream yet", "poll subflows() and info()"),
+    "ktls": Support(False, "the kernel does not see the connection", "use ssl.MemoryBIO over the socket"),
+}
+
+
+class UserStack(Stack):
+    """``with UserStack([link], {"link-name": ["10.0.1.2"]}) as stack: ...``
+
+    ``addresses``: for every link by its name, or for the only one, its addresses as text; a prefix length is allowed
+    and ignored. ``seed``: for reproducible tests; None: from the operating system, as security needs. ``config``: what
+    connections start with. The links belong to the stack and are closed with it.
+    """
+
+    name = "user"
+
+    def __init__(
+        self,
+        links: Sequence[Link],
+        addresses: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
+        *,
+        seed: bytes | int | None = None,
+        config: ConnectionConfig = DEFAULT_CONFIG,
+        host_config: HostConfig | None = None,
+        background: bool = True,
+    ) -> None:
+        if not links:
+            raise ConfigurationError("a stack needs at least one link")
+        by_name = _addresses_by_link(links, addresses)
+        self.config = config
+        host = Host(Entropy(os.urandom(32) if seed is None else seed), host_config or HostConfig())
+        numbered = [(link, host.add_interface(link.name, link.mtu, link.gso_max_bytes)) for link in links]
+        self.pump = Pump(host, numbered, background=background)
+        self.ports = Ports(self.pump)
+        self._detached: dict[int, Socket] = {}
+        with self.pump.lock:
+            now = self.pump.clock()
+            for link, index in numbered:
+                for address in by_name[link.name]:
+                    host.add_address(address, index, now)
+            self.pump.flush()
+        _stacks.add(self)
+
+    def __repr__(self) -> str:
+        return f"<UserStack over {', '.join(port.link.name for port in self.pump.ports)}>"
+
+    @property
+    def counters(self) -> Counters:
+        """A copy of the host's counters: what was dropped, refused or worked around, by name."""
+        with self.pump.lock:
+            return Counters(self.pump.counters)
+
+    def supports(self, feature: str) -> Support:
+        if feature in _UNSUPPORTED:
+            return _UNSUPPORTED[feature]
+        if hasattr(Socket, feature) or feature.upper().startswith(("SO_", "TCP_", "IP_", "IPV6_")):
+            return Support(True)
+        return Support(False, f"{feature!r} is nothing this package knows of")
+
+    # --- sockets -----------------------------------------------------------------------------------------------------
+    def socket(
+        self,
+        family: int = std.AF_INET,
+        type: int = std.SOCK_STREAM,  # noqa: A002 the standard library's name
+        proto: int = 0,
+        *,
+        config: ConnectionConfig | None = None,
+        fileno: int | None = None,
+    ) -> Socket:
+        """``proto``: 0 or IPPROTO_MPTCP: MPTCP where the peer has it; IPPROTO_TCP: as the stack's ``config`` says.
+
+        ``fileno``: a descriptor that ``detach`` has returned.
+        """
+        self.pump.check()
+        if fileno is not None:
+            with self.pump.lock:
+                detached = self._detached.pop(fileno, None)
+            if detached is None:
+                raise os_error(errno.EBADF)
+            return detached
+        if family not in (std.AF_INET, std.AF_INET6):
+            raise os_error(errno.EAFNOSUPPORT)
+        nonblocking = bool(type & std.SOCK_NONBLOCK)
+        if type & ~(std.SOCK_NONBLOCK | std.SOCK_CLOEXEC) != std.SOCK_STREAM:
+            raise os_error(errno.ESOCKTNOSUPPORT)
+        if proto not in (0, -1, std.IPPROTO_TCP, IPPROTO_MPTCP):
+            raise os_error(errno.EPROTONOSUPPORT)
+        sock = Socket(self, family, proto, config or self.config)
+        if nonblocking:
+            sock.setblocking(False)
+        return sock
+
+    def adopt(self, connection: Connection, family: int, config: ConnectionConfig, options: SocketOptions) -> Socket:
+        """With the lock: a socket for a connection that a listener has accepted."""
+        sock = Socket(self, family, 0, config)
+        sock.adopt(connection, options)
+        return sock
+
+    def give_up(self, sock: Socket, fd: int) -> None:
+        """With the lock: keeps what ``sock`` was for ``socket(fileno=fd)``."""
+        self._detached[fd] = sock
+
+    def other_local(self, connection: Connection, remote: Endpoint) -> Endpoint | None:
+        """With the lock: an address that no subflow to ``remote`` uses yet; None: there is none."""
+        used = {s.local.address for s in connection.subflows() if s.remote == remote}
+        for address in self.pump.host.local_addresses():
+            if len(address) == len(remote.address) and address not in used:
+                return Endpoint(address)
+        return None
+
+    # --- addresses ---------------------------------------------------------------------------------------------------
+    def add_address(self, address: str, link: str) -> None:
+        """The stack answers to ``address`` on that link from now on, and may use it for further subflows."""
+        with self.pump.lock:
+            self.pump.check()
+            self.pump.host.add_address(address.partition("/")[0], self._interface(link), self.pump.clock())
+            self.pump.flush()
+
+    def remove_address(self, address: str) -> None:
+        """The address is gone: its subflows are closed, peers hear of it over the others."""
+        with self.pump.lock:
+            self.pump.check()
+            self.pump.host.remove_address(address.partition("/")[0], self.pump.clock())
+            self.pump.flush()
+
+    def set_link_up(self, link: str, up: bool) -> None:
+        with self.pump.lock:
+            self.pump.check()
+            self.pump.host.set_interface_up(self._interface(link), up, self.pump.clock())
+            self.pump.flush()
+
+    def _interface(self, link: str) -> int:
+        for port in self.pump.ports:
+            if port.link.name == link:
+                return port.index
+        raise ConfigurationError(f"no link is called {link!r}")
+
+    # --- end ---------------------------------------------------------------------------------------------------------
+    def close(self, drain: float = DRAIN_S) -> None:
+        """Connections the program has closed get up to ``drain`` seconds to deliver what was written; all others are
+        aborted. Then the links are closed. Later calls of sockets of this stack fail with ENETDOWN."""
+        pump = self.pump
+        _stacks.discard(self)
+        if pump.unusable:
+            pump.close()
+            return
+        with pump.lock:
+            host = pump.host
+            now = pump.clock()
+            for listener in list(host.listeners.values()):
+                host.close_listener(listener, now)
+            for connection in list(host.connections):
+                if connection.owner is not None:
+                    connection.abort(now)
+            now = pump.flush()
+            source = _Drain()
+            pump.wait(source, self._is_drained, now + int(drain * SECOND))
+            pump.wait(source, self._is_over, pump.clock() + min(int(drain * SECOND), LAST_WORD_US))
+            for connection in list(host.connections):
+                # One that has delivered everything is left alone: a reset could take from the peer what it has not
+                # read yet.
+                if not _is_delivered(connection):
+                    connection.abort(pump.clock())
+            pump.flush()
+        pump.close()
+
+    def _is_drained(self) -> bool:
+        return all(map(_is_delivered, self.pump.host.connections))
+
+    def _is_over(self) -> bool:
+        return all(c.state is CLOSED for c in self.pump.host.connections)
+
+
+def _is_delivered(connection: Connection) -> bool:
+    """The peer has everything, our end of stream included."""
+    if connection.state is CLOSED:
+        return True
+    if connection.buffered_bytes:
+        return False
+    if connection.is_multipath:
+        return connection.data_sender.fin_acked
+    return all(s.tcp.state in _FIN_ACKED for s in connection.subflows_by_id.values())
+
+
+_FIN_ACKED = (State.FIN_WAIT_2, State.TIME_WAIT, State.CLOSED)
+
+
+class _Drain(Source):
+    """Waits for all connections at once; its thread drives, nobody needs to tell it."""
+
+    __slots__ = ()
+
+    def handle_ready(self) -> None:
+        return
+
+
+def _addresses_by_link(
+    links: Sequence[Link], addresses: Mapping[str, Sequence[str]] | Sequence[str] | None
+) -> dict[str, list[str]]:
+    names = [link.name for link in links]
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"links need names of their own: {', '.join(names)}")
+    if addresses is None:
+        given: dict[str, Sequence[str]] = {link.name: getattr(link, "addresses", ()) for link in links}
+    elif isinstance(addresses, Mapping):
+        given = dict(addresses)
+    elif len(links) == 1:
+        given = {names[0]: [addresses] if isinstance(addresses, str) else addresses}
+    else:
+        raise ConfigurationError("with several links, say which address is on which: {link name: [address, ...]}")
+    for name in given:
+        if name not in names:
+            raise ConfigurationError(f"no link is called {name!r}: there are {', '.join(names)}")
+    result = {}
+    for name in names:
+        texts = given.get(name, ())
+        result[name] = [str(a).partition("/")[0] for a in ([texts] if isinstance(texts, str) else texts)]
+    if not any(result.values()):
+        raise ConfigurationError("a stack needs at least one address")
+    return result
+
+
+_stacks: weakref.WeakSet[UserStack] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """What a program has written and closed is delivered even if it forgets to close its stack."""
+    for stack in list(_stacks):
+        stack.close()
