@@ -1,215 +1,283 @@
-"""Two ``core.tcp`` connections joined by a wire in virtual time: no host, no octets, only segments."""
+"""TCP connections without a network: two that talk to each other in virtual time, and one that talks to a script."""
 
 from __future__ import annotations
 
+import heapq
+import random
 from collections.abc import Callable
-from random import Random
-from typing import NamedTuple
 
 from mptcp.core.counters import Counters
 from mptcp.core.entropy import Entropy
-from mptcp.core.tcp.config import DEFAULT_TCP_CONFIG, TcpConfig
+from mptcp.core.tcp.config import TcpConfig
 from mptcp.core.tcp.connection import Connection
 from mptcp.core.tcp.extension import Extension
 from mptcp.core.units import MILLISECOND, NEVER, SECOND
-from mptcp.core.wire.segment import ACK, CWR, FIN, PSH, SYN, Segment
+from mptcp.core.wire.segment import ACK, RST, SYN, Options, Segment
+from mptcp.core.wire.sequence import MASK32
 from mptcp.info import Endpoint
-from mptcp.sim.clock import VirtualClock
 
-#: Initial sequence numbers: just below the wrap, so that every test crosses it.
-CLIENT_ISN, SERVER_ISN = 0xFFFFFF00, 0xFFFFF800
-#: Segments of one side at one instant: two sides that answer each other without end stop here.
-MAX_SEGMENTS_PER_INSTANT = 100_000
+CLIENT = Endpoint(b"\x0a\x00\x00\x01", 40000)
+SERVER = Endpoint(b"\x0a\x00\x00\x02", 80)
+#: Just below the wrap of 32 bits, so that every test crosses it.
+CLIENT_ISN, SERVER_ISN = 0xFFFFFFF0, 0xFFFFFFE0
+START_US = 10 * SECOND
 
-
-class WireSegment(NamedTuple):
-    """One segment that entered the wire."""
-
-    time_us: int
-    from_client: bool
-    segment: Segment
-    dropped: bool
+#: What the wire does to a segment: the delays (microseconds) after which copies of it arrive; none: it is lost.
+Wire = Callable[[Segment, random.Random], list[int]]
 
 
-def cut(segment: Segment) -> list[Segment]:
-    """A super-segment in pieces of ``mss`` octets, as a network card cuts it; payload as one buffer each."""
-    if not segment.length:
-        return [segment]
-    payload = memoryview(segment.payload)
-    size = segment.mss if segment.mss and segment.length > segment.mss else segment.length
-    pieces = []
-    for start in range(0, segment.length, size):
-        part = payload[start : start + size]
-        flags = segment.flags
-        if start + size < segment.length:
-            flags &= ~(FIN | PSH)
-        if start:
-            flags &= ~CWR
-        pieces.append(
-            Segment(
-                (segment.seq + start) & 0xFFFFFFFF, segment.ack, flags, segment.window, segment.options, (part,),
-                len(part), segment.ecn, segment.urgent_pointer,
-            )
-        )  # fmt: skip
-    return pieces
+def steady_wire(delay_us: int = 5 * MILLISECOND) -> Wire:
+    """Every segment arrives once, in order."""
+    return lambda segment, chance: [delay_us]
+
+
+def hostile_wire(loss: float, reorder: float, duplicate: float, delay_us: int = 5 * MILLISECOND) -> Wire:
+    """Loses, delays and doubles segments with these probabilities."""
+
+    def carry(segment: Segment, chance: random.Random) -> list[int]:
+        copies = []
+        for _ in range(1 + (chance.random() < duplicate)):
+            if chance.random() >= loss:
+                extra = chance.randrange(4 * delay_us) if chance.random() < reorder else 0
+                copies.append(delay_us + extra)
+        return copies
+
+    return carry
 
 
 class TcpPair:
-    """A client and a server connection, and the wire between them.
-
-    ``delay_us`` one way; ``loss``, ``duplicate``, ``reorder`` are probabilities; ``drop(segment, from_client)`` picks
-    segments to lose. What entered the wire is in ``log``.
-    """
+    """``client`` and ``server``, and the wire between them. ``run_until`` moves virtual time from event to event."""
 
     def __init__(
         self,
-        *,
-        seed: int = 0,
-        config: TcpConfig = DEFAULT_TCP_CONFIG,
+        config: TcpConfig | None = None,
         server_config: TcpConfig | None = None,
-        delay_us: int = 5 * MILLISECOND,
-        loss: float = 0.0,
-        duplicate: float = 0.0,
-        reorder: float = 0.0,
-        reorder_us: int = 2 * MILLISECOND,
+        *,
+        wire: Wire | None = None,
+        seed: int = 1,
         mtu: int = 1500,
         gso_max_bytes: int = 0,
         client_extension: Extension | None = None,
         server_extension: Extension | None = None,
-        drop: Callable[[Segment, bool], bool] | None = None,
     ) -> None:
-        entropy = Entropy(seed)
-        self.clock = VirtualClock()
-        self.counters = Counters()
-        self.client_endpoint = Endpoint.parse("10.0.0.1", 50_000)
-        self.server_endpoint = Endpoint.parse("10.0.0.2", 80)
-        self.delay_us = delay_us
-        self.loss = loss
-        self.duplicate = duplicate
-        self.reorder = reorder
-        self.reorder_us = reorder_us
-        self.drop = drop
-        self.log: list[WireSegment] = []
-        self._random = Random(entropy.child("wire").octets(32))
+        config = config or TcpConfig()
+        self.now = START_US
+        self.wire = wire or steady_wire()
+        self.chance = random.Random(seed)
+        self.client_counters, self.server_counters = Counters(), Counters()
         self.client = Connection(
-            config, self.client_endpoint, self.server_endpoint, entropy.child("client"), self.counters,
+            config, CLIENT, SERVER, Entropy(seed), self.client_counters,
             mtu=mtu, gso_max_bytes=gso_max_bytes, extension=client_extension, isn=CLIENT_ISN,
         )  # fmt: skip
         self.server = Connection(
-            server_config or config, self.server_endpoint, self.client_endpoint, entropy.child("server"), self.counters,
+            server_config or config, SERVER, CLIENT, Entropy(seed + 1), self.server_counters,
             mtu=mtu, gso_max_bytes=gso_max_bytes, extension=server_extension, isn=SERVER_ISN,
         )  # fmt: skip
-        self._server_has_syn = False
-        self._listening = True
+        self.server_listens = True
+        #: every segment that was sent: (time, from the client, segment)
+        self.trace: list[tuple[int, bool, Segment]] = []
+        self._in_flight: list[tuple[int, int, bool, Segment]] = []
+        self._count = 0
 
-    @property
-    def now(self) -> int:
-        return self.clock.now
-
-    def connect(self, timeout_us: int = 30 * SECOND) -> None:
-        """Three-way handshake; AssertionError if it does not come about."""
+    def connect(self) -> TcpPair:
+        """Opens the client and runs until both sides are established."""
         self.client.open(self.now)
-        self.run(while_=lambda: not (self.client.is_established and self.server.is_established), limit_us=timeout_us)
-        assert self.client.is_established, self.client.state
-        assert self.server.is_established, self.server.state
+        self.run_until(lambda: self.client.is_established and self.server.is_established)
+        return self
 
-    def open_both(self) -> None:
-        """Simultaneous open: both send a SYN now."""
-        self._listening = False
-        self._server_has_syn = True
-        self.client.open(self.now)
-        self.server.open(self.now)
+    def flush(self) -> None:
+        """Puts on the wire what both sides want to send now."""
+        for from_client, connection in ((True, self.client), (False, self.server)):
+            while (segment := connection.poll_segment(self.now)) is not None:
+                self.trace.append((self.now, from_client, segment))
+                for delay in self.wire(segment, self.chance):
+                    self._count += 1
+                    heapq.heappush(self._in_flight, (self.now + delay, self._count, from_client, segment))
 
-    def run(self, until: int = NEVER, while_: Callable[[], bool] | None = None, limit_us: int = 600 * SECOND) -> int:
-        """Until that time, or as long as ``while_()`` holds, or until nothing happens any more; never longer than
-        ``limit_us``. The time it is then."""
-        clock = self.clock
-        end = min(until, clock.now + limit_us)
-        self._poll()
-        while while_ is None or while_():
-            client_deadline, server_deadline = self.client.poll_deadline(), self.server.poll_deadline()
-            time = min(clock.next_time, client_deadline, server_deadline)
-            if time > end:
-                if end < NEVER and until < NEVER:
-                    clock.now = max(clock.now, end)
+    def step(self) -> bool:
+        """On to the next arrival or deadline; False if there is none."""
+        self.flush()
+        deadline = min(self.client.poll_deadline(), self.server.poll_deadline())
+        arrival = self._in_flight[0][0] if self._in_flight else NEVER
+        if min(deadline, arrival) == NEVER:
+            return False
+        self.now = max(self.now, min(deadline, arrival))
+        while self._in_flight and self._in_flight[0][0] <= self.now:
+            _, _, from_client, segment = heapq.heappop(self._in_flight)
+            self.arrive(self.server if from_client else self.client, segment)
+        for connection in (self.client, self.server):
+            if connection.poll_deadline() <= self.now:
+                connection.handle_timeout(self.now)
+        self.flush()
+        return True
+
+    def arrive(self, connection: Connection, segment: Segment) -> None:
+        if connection is self.server and self.server_listens and segment.flags & (SYN | ACK | RST) == SYN:
+            self.server_listens = False
+            connection.accept_syn(segment, self.now)
+        else:
+            connection.handle_segment(segment, self.now)
+
+    def run_until(self, condition: Callable[[], bool], limit_us: int = 3600 * SECOND) -> None:
+        """AssertionError if nothing is left to happen, or the time is up, before ``condition``."""
+        end = self.now + limit_us
+        self.flush()
+        while not condition():
+            if not self.step():
+                raise AssertionError(f"nothing more happens: {self.client.state}, {self.server.state}")
+            if self.now > end:
+                raise AssertionError(f"took too long: {self.client.state}, {self.server.state}")
+
+    def run_for(self, duration_us: int) -> None:
+        end = self.now + duration_us
+        self.flush()
+        while True:
+            arrival = self._in_flight[0][0] if self._in_flight else NEVER
+            if min(self.client.poll_deadline(), self.server.poll_deadline(), arrival) > end:
                 break
-            if clock.next_time <= time:
-                clock.run_instant()
-            else:
-                clock.now = max(clock.now, time)
-            now = clock.now
-            if client_deadline <= now and self.client.poll_deadline() <= now:
-                self.client.handle_timeout(now)
-            if server_deadline <= now and self.server.poll_deadline() <= now:
-                self.server.handle_timeout(now)
-            self._poll()
-        return clock.now
+            self.step()
+        self.now = end
 
-    def transfer(self, octets: bytes, *, from_client: bool = True, limit_us: int = 600 * SECOND) -> bytes:
-        """Writes all of it on one side, and returns what the other side has read when that is as much, or when time
-        is up."""
-        sender, receiver = (self.client, self.server) if from_client else (self.server, self.client)
-        view = memoryview(octets)
-        got = bytearray()
-
-        def unfinished() -> bool:
-            nonlocal view
-            while view:
-                taken = sender.write(view)
-                if not taken:
-                    break
-                view = view[taken:]
-            while receiver.readable_bytes:
-                got.extend(receiver.read(receiver.readable_bytes))
-            self._poll()
-            return len(got) < len(octets) and sender.error is None and receiver.error is None
-
-        self.run(while_=unfinished, limit_us=limit_us)
-        return bytes(got)
-
-    def close(self, limit_us: int = 600 * SECOND) -> None:
-        """Both sides close; runs until both may be forgotten."""
-        self.client.close(self.now)
-        self.server.close(self.now)
-        self.run(while_=lambda: not (self.client.is_closed and self.server.is_closed), limit_us=limit_us)
-
-    def segments(self, *, from_client: bool) -> list[Segment]:
-        """What that side has sent, lost or not."""
-        return [entry.segment for entry in self.log if entry.from_client is from_client]
-
-    def _poll(self) -> None:
-        now = self.clock.now
-        for connection, from_client in ((self.client, True), (self.server, False)):
-            if not from_client and not self._server_has_syn:
+    def transfer(self, source: Connection, sink: Connection, data: bytes, read_size: int = 1 << 20) -> bytes:
+        """Writes ``data`` at one side and reads it at the other; what was read."""
+        view, sent, received = memoryview(data), 0, bytearray()
+        self.flush()
+        while len(received) < len(data):
+            if sent < len(data):
+                sent += source.write(view[sent:])
+                self.flush()
+            if sink.readable_bytes:
+                received += sink.read(read_size)
+                sink.window_update(self.now)
+                self.flush()
                 continue
-            for _ in range(MAX_SEGMENTS_PER_INSTANT):
-                segment = connection.poll_segment(now)
-                if segment is None:
-                    break
-                for piece in cut(segment):
-                    self._send(piece, from_client)
+            if not self.step():
+                raise AssertionError(f"stuck after {len(received)} octets: {source.state}, {sink.state}")
+        return bytes(received)
 
-    def _send(self, segment: Segment, from_client: bool) -> None:
-        random = self._random.random
-        dropped = self.loss > 0 and random() < self.loss
-        if self.drop is not None and self.drop(segment, from_client):
-            dropped = True
-        self.log.append(WireSegment(self.clock.now, from_client, segment, dropped))
-        if dropped:
-            return
-        delay = self.delay_us
-        if self.reorder and random() < self.reorder:
-            delay += self.reorder_us
-        self.clock.after(delay, lambda: self._arrive(segment, from_client))
-        if self.duplicate and random() < self.duplicate:
-            self.clock.after(delay + 1, lambda: self._arrive(segment, from_client))
 
-    def _arrive(self, segment: Segment, from_client: bool) -> None:
-        now = self.clock.now
-        if not from_client:
-            self.client.handle_segment(segment, now)
-        elif self._server_has_syn:
-            self.server.handle_segment(segment, now)
-        elif self._listening and segment.flags & (SYN | ACK) == SYN:
-            self._server_has_syn = True
-            self.server.accept_syn(segment, now)
+class ScriptedPeer:
+    """One connection, and a script that plays its peer segment by segment.
+
+    Numbers are relative: ``seq`` 0 is the peer's SYN, ``ack`` 0 the connection's; 1 is the first octet of data.
+    """
+
+    def __init__(
+        self,
+        config: TcpConfig | None = None,
+        *,
+        mtu: int = 1500,
+        gso_max_bytes: int = 0,
+        extension: Extension | None = None,
+        timestamps: bool = False,
+        sack: bool = True,
+        window: int = 65535,
+        window_scale: int | None = None,
+        mss: int | None = 1460,
+    ) -> None:
+        self.counters = Counters()
+        self.now = START_US
+        self.timestamps = timestamps
+        self.sack = sack
+        self.window = window
+        self.window_scale = window_scale
+        self.mss = mss
+        self.timestamp_value = 1000
+        self.tcp = Connection(
+            config or TcpConfig(timestamps=timestamps), CLIENT, SERVER, Entropy(7), self.counters,
+            mtu=mtu, gso_max_bytes=gso_max_bytes, extension=extension, isn=CLIENT_ISN,
+        )  # fmt: skip
+
+    def syn_options(self) -> Options:
+        return Options(
+            mss=self.mss,
+            window_scale=self.window_scale,
+            sack_permitted=self.sack,
+            timestamp_value=self.timestamp_value if self.timestamps else None,
+        )
+
+    def segment(
+        self,
+        flags: int = ACK,
+        seq: int = 1,
+        ack: int = 1,
+        data: bytes = b"",
+        window: int | None = None,
+        options: Options | None = None,
+        ecn: int = 0,
+        urgent_pointer: int = 0,
+        mss: int = 0,
+    ) -> Segment:
+        if options is None:
+            options = Options(timestamp_value=self.timestamp_value) if self.timestamps else Options()
+        return Segment(
+            (SERVER_ISN + seq) & MASK32,
+            (CLIENT_ISN + ack) & MASK32 if flags & ACK else 0,
+            flags,
+            self.window if window is None else window,
+            options,
+            (memoryview(data),) if data else (),
+            len(data),
+            ecn,
+            urgent_pointer,
+            mss,
+        )
+
+    def gives(
+        self,
+        flags: int = ACK,
+        seq: int = 1,
+        ack: int = 1,
+        data: bytes = b"",
+        window: int | None = None,
+        options: Options | None = None,
+        ecn: int = 0,
+        urgent_pointer: int = 0,
+        mss: int = 0,
+    ) -> list[Segment]:
+        """A segment arrives; what the connection answers at once."""
+        self.tcp.handle_segment(
+            self.segment(flags, seq, ack, data, window, options, ecn, urgent_pointer, mss), self.now
+        )
+        return self.sent()
+
+    def sent(self) -> list[Segment]:
+        """What the connection sends now."""
+        result = []
+        while (segment := self.tcp.poll_segment(self.now)) is not None:
+            result.append(segment)
+            assert len(result) < 1000, "it never stops sending"
+        return result
+
+    def wait(self, duration_us: int) -> list[Segment]:
+        """Time passes, timers fire; what was sent meanwhile."""
+        end = self.now + duration_us
+        result = self.sent()
+        while self.tcp.poll_deadline() <= end:
+            self.now = max(self.now, self.tcp.poll_deadline())
+            self.tcp.handle_timeout(self.now)
+            result += self.sent()
+        self.now = end
+        return result
+
+    def relative(self, segment: Segment) -> tuple[int, int]:
+        """(seq, ack) of a segment that was sent, as the script counts."""
+        return (segment.seq - CLIENT_ISN) & MASK32, (segment.ack - SERVER_ISN) & MASK32
+
+    def establish(self) -> ScriptedPeer:
+        """Active open, answered: ESTABLISHED, nothing waiting to be sent."""
+        self.tcp.open(self.now)
+        assert [s.flags & (SYN | ACK) for s in self.sent()] == [SYN]
+        self.now += 10 * MILLISECOND
+        self.gives(SYN | ACK, seq=0, ack=1, options=self.syn_options())
+        assert self.tcp.is_established
+        return self
+
+    def accept(self) -> ScriptedPeer:
+        """Passive open by this peer's SYN and ACK."""
+        self.tcp.accept_syn(self.segment(SYN, seq=0, options=self.syn_options()), self.now)
+        assert [s.flags & (SYN | ACK) for s in self.sent()] == [SYN | ACK]
+        self.now += 10 * MILLISECOND
+        self.gives(ACK, seq=1, ack=1)
+        assert self.tcp.is_established
+        return self
