@@ -72,13 +72,12 @@ def paragraphs(text: str) -> Iterator[tuple[str, str]]:
 def requirements(text: str, words: Iterable[str]) -> list[Requirement]:
     """Every sentence of ``text`` with one of ``words`` in it, as a whole word in capitals."""
     wanted = re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b")
-    found = []
+    found: list[Requirement] = []
     for section, paragraph in paragraphs(text):
         if "key words" in paragraph and "BCP 14" in paragraph:
             continue  # the sentence that explains the words
-        for sentence in SENTENCE_END.split(paragraph):
-            if wanted.search(sentence):
-                found.append(Requirement(section, sentence))
+        sentences = SENTENCE_END.split(paragraph)
+        found += [Requirement(section, sentence) for sentence in sentences if wanted.search(sentence)]
     return found
 
 

@@ -49,16 +49,16 @@ def run(size_bytes: int, rates_mbit: Sequence[float], console: Console) -> DemoR
         console.print(f"making a file of {figures.octets(size_bytes)} and two namespaces with two links between them …")
         expected = make_file(Path(folder, FILE_NAME), size_bytes)
         alone_sizes = [int(rate * 1e6 / 8 * ALONE_SECONDS) for rate in rates_mbit]
-        for path, alone_size in enumerate(alone_sizes, 1):
-            make_file(Path(folder, f"alone{path}.bin"), alone_size)
+        for number, alone_size in enumerate(alone_sizes, 1):
+            make_file(Path(folder, f"alone{number}.bin"), alone_size)
         with netns.Lab(paths=len(rates_mbit), rate_mbit=rates_mbit) as lab:
             lab.server.mptcp_limits(subflows=8, add_addr_accepted=0)
             arguments = {"namespace": lab.server.fileno(), "directory": folder, "address": "0.0.0.0"}
             with Peer(demo_server.__file__, arguments, (lab.server.fileno(),)) as server:
                 port = int(server.wait_event("listening")["port"])
                 paths = [
-                    PathResult(f"path {path}", rate * 1e6, fetch_alone(lab, path, port, folder))
-                    for path, rate in enumerate(rates_mbit, 1)
+                    PathResult(f"path {number}", rate * 1e6, fetch_alone(lab, number, port, folder))
+                    for number, rate in enumerate(rates_mbit, 1)
                 ]
                 for path in paths:
                     console.print(f"  {path.name} alone: {figures.rate(path.alone_bits)}", highlight=False)

@@ -96,9 +96,9 @@ def test_whole_file(tmp_path: Path) -> None:
 
 
 def test_cut_connection_is_continued(tmp_path: Path) -> None:
-    with served(answer("200 OK", BODY[:70_000], f"ETag: {TAG}", length=len(BODY))) as script:
-        with pytest.raises(FetchError, match="octets early"):
-            fetch(script, tmp_path / "f").run()
+    cut = answer("200 OK", BODY[:70_000], f"ETag: {TAG}", length=len(BODY))
+    with served(cut) as script, pytest.raises(FetchError, match="octets early"):
+        fetch(script, tmp_path / "f").run()
     assert leftovers(tmp_path) == ["f.part", "f.part.json"]
     rest = answer("206 Partial Content", BODY[70_000:], f"Content-Range: bytes 70000-{len(BODY) - 1}/{len(BODY)}")
     with served(rest) as script:

@@ -1,0 +1,84 @@
+"""``mptcp dump FILE``: the packets of a capture, one line each, every MPTCP option with its fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from mptcp.core.wire.dump import Dumper
+from mptcp.errors import ConfigurationError
+from mptcp.links.pcap import INBOUND, OUTBOUND, CapturedPacket, read_pcapng
+
+#: Where the EtherType (or its like) stands in the header of a link type, and how long that header is.
+LINK_HEADERS: Final = {
+    1: (12, 14),  # Ethernet
+    113: (14, 16),  # Linux "cooked", as `tcpdump -i any` writes it
+    276: (0, 20),  # the same, version 2
+}
+LINK_RAW: Final = frozenset({12, 14, 101, 228, 229})
+ETHERTYPE_IPV4, ETHERTYPE_IPV6 = 0x0800, 0x86DD
+VLAN_TAGS: Final = frozenset({0x8100, 0x88A8})
+
+ARROWS = {INBOUND: "<", OUTBOUND: ">"}
+
+
+def dump(
+    file: Annotated[Path, typer.Argument(help="A pcapng file (mptcp get --pcap, tcpdump, Wireshark).", metavar="FILE")],
+    absolute: Annotated[
+        bool, typer.Option("--absolute", help="Time of day instead of seconds since the first.")
+    ] = False,
+    raw_numbers: Annotated[bool, typer.Option("--raw", help="Sequence numbers as on the wire.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="IP fields and checksums too.")] = False,
+    mptcp_only: Annotated[bool, typer.Option("--mptcp", help="Only packets with an MPTCP option.")] = False,
+) -> None:
+    """Print the packets of a pcapng file, one line each."""
+    packets = read(file)
+    start_ns = packets[0].time_ns if packets and not absolute else 0
+    dumper = Dumper(relative=not raw_numbers, verbose=verbose)
+    many = len({packet.interface for packet in packets}) > 1
+    for packet in packets:
+        data = ip_octets(packet)
+        if data is None:
+            continue
+        text = dumper.line(data)
+        if mptcp_only and "mptcp" not in text.lower():
+            continue
+        seconds, rest = divmod(packet.time_ns - start_ns, 1_000_000_000)
+        where = f"{packet.interface} " if many and packet.interface else ""
+        arrow = ARROWS.get(packet.direction, "")
+        comment = f"  # {printable(packet.comment)}" if packet.comment else ""
+        print(
+            f"{seconds:>{10 if absolute else 5}}.{rest // 1000:06d} {where}{arrow}{' ' if arrow else ''}{text}{comment}"
+        )
+
+
+def read(file: Path) -> list[CapturedPacket]:
+    """ConfigurationError, in a sentence, if it is no capture."""
+    try:
+        return read_pcapng(file)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}") from None
+
+
+def ip_octets(packet: CapturedPacket) -> bytes | None:
+    """The packet from its IP header on; None if it is not IP."""
+    data = packet.data
+    if packet.link_type in LINK_RAW:
+        return data
+    if packet.link_type not in LINK_HEADERS:
+        return None
+    kind_at, length = LINK_HEADERS[packet.link_type]
+    kind = int.from_bytes(data[kind_at : kind_at + 2], "big")
+    while kind in VLAN_TAGS and packet.link_type == 1:
+        kind = int.from_bytes(data[length + 2 : length + 4], "big")
+        length += 4
+    return data[length:] if kind in (ETHERTYPE_IPV4, ETHERTYPE_IPV6) and len(data) > length else None
+
+
+def printable(text: str) -> str:
+    """Without control characters: a capture's comment must not steer a terminal."""
+    return "".join(character if character.isprintable() else "·" for character in text)
