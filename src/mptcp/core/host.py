@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mptcp.core.counters import Counters
 from mptcp.core.entropy import Entropy
-from mptcp.core.multipath import keys
+from mptcp.core.multipath import joining, keys, opening
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.core.multipath.connection import Connection
 from mptcp.core.multipath.environment import Environment, Route
@@ -217,7 +217,7 @@ class Host(Environment):
         learned = config.multipath and self.failures.should_avoid(remote.address, self._addresses[source], now)
         if learned:
             config = config.changed(multipath=False)
-        connection = Connection.connect(self, config, Endpoint(source, port), remote, now)
+        connection = opening.connect(self, config, Endpoint(source, port), remote, now)
         if learned:
             connection.note_learned()
         self.connections[connection] = None
@@ -338,7 +338,7 @@ class Host(Environment):
                     listener.overflows += 1
                     self.counters.bump("listen_overflow")
                     return
-                connection = Connection.accept(self, listener.config, local, remote, segment, now)
+                connection = opening.accept(self, listener.config, local, remote, segment, now)
                 connection.owner = listener
                 self.connections[connection] = None
                 listener.add(connection, now)
@@ -355,7 +355,7 @@ class Host(Environment):
             self.counters.bump("join_unknown_token")
             refusal: MpTcprst | None = MpTcprst(RST_MPTCP_SPECIFIC)
         else:
-            refusal = connection.accept_join(local, remote, segment, join, now)
+            refusal = joining.accept_join(connection, local, remote, segment, join, now)
         if refusal is not None:
             self.counters.bump("join_refused")
             self._reply_reset(local, remote, segment, Options(mptcp=(refusal,)))
@@ -467,9 +467,7 @@ class Host(Environment):
         return list(ready)
 
     def _emit(self, emission: _Emission, segment: Segment, hop_limit: int, traffic_class: int) -> Packet:
-        header = tcp_wire.emit(
-            segment, emission.source_port, emission.destination_port, emission.pseudo, partial=True
-        )
+        header = tcp_wire.emit(segment, emission.source_port, emission.destination_port, emission.pseudo, partial=True)
         length = segment.length
         transport = len(header) + length
         if segment.ecn:

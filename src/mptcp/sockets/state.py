@@ -7,7 +7,7 @@ import socket as std
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mptcp.core.multipath.connection import ConnectionState
+from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.units import NEVER
 from mptcp.errors import to_errno
 from mptcp.runtime.clock import deadline_after

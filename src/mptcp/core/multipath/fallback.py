@@ -1,10 +1,20 @@
-"""Fallback to regular TCP (RFC 8684 §3.7): the reasons, and the memory of destinations where MPTCP failed (§3.9.3)."""
+"""Fallback to regular TCP (RFC 8684 §3.7): the reasons, how it is done, and the memory of destinations where MPTCP failed (§3.9.3)."""
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
+from mptcp.core.multipath.connection_state import ConnectionState
+from mptcp.core.multipath.events import EventKind
+from mptcp.core.multipath.mapping import Mapping
+from mptcp.core.tcp.extension import Verdict
 from mptcp.core.units import SECOND
+from mptcp.core.wire.mptcp_options import Dss, MpFail, MptcpOption
+
+if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
+    from mptcp.core.multipath.subflow import Subflow
 
 
 class FallbackReason(Enum):
@@ -55,3 +65,88 @@ class FailureCache:
     def should_avoid(self, address: bytes, interface: int, now: int) -> bool:
         entry = self._entries.get((address, interface))
         return entry is not None and now < entry[0]
+
+
+def fall_back(
+    connection: Connection,
+    subflow: Subflow,
+    reason: FallbackReason,
+    now: int,
+    infinite: bool = False,
+    also: MptcpOption | None = None,
+) -> None:
+    """From here on regular TCP over ``subflow`` (RFC 8684 §3.7); other subflows are reset."""
+    if connection.plain is not None:
+        return
+    # RFC 8684 §3.7: "all MPTCP subflows will have to be terminated except one"
+    for other in connection.open_subflows():
+        if other is not subflow:
+            other.tcp.abort(now)
+    connection.fallback = reason
+    connection.counters.bump("fallback_" + reason.name.lower())
+    if reason is FallbackReason.SYN_UNANSWERED:
+        connection.environment.mptcp_failed(connection, now)
+    sender = connection.data_sender
+    parting: list[MptcpOption] = []
+    if also is not None:
+        parting.append(also)
+    if infinite and subflow.tcp.is_established:
+        # RFC 8684 §3.7: "The sender will send one final Data Sequence Mapping, with the Data-Level Length value of 0
+        # indicating an infinite mapping"
+        parting.append(infinite_mapping(connection, subflow))
+    connection.become_plain(subflow, tuple(parting))
+    assert connection.plain is not None
+    for view in sender.stream.take(sender.stream.length):
+        connection.plain.sender.adopt(view)
+    if sender.fin_dsn >= 0:
+        connection.plain.shutdown_write(now)
+    sender.forget()
+    for piece_start, piece in subflow.unmapped or ():
+        del piece_start
+        connection.data_receiver.buffer.append(piece)
+    subflow.unmapped = None
+    if connection.state is ConnectionState.CONNECTING and subflow.tcp.is_established:
+        connection.state = ConnectionState.ESTABLISHED
+    if connection.was_multipath and connection.state is not ConnectionState.CONNECTING:
+        connection.event(EventKind.FELL_BACK, now, subflow=subflow, reason=reason.value)
+
+
+def infinite_mapping(connection: Connection, subflow: Subflow) -> MptcpOption:
+    sender = connection.data_sender
+    # RFC 8684 §3.7: "acts retroactively, referring to the start of the subflow sequence number of the most recent
+    # segment that was known to be delivered intact (i.e., was successfully DATA_ACKed)"
+    ssn = subflow.tcp.sender.end - subflow.tcp.iss - (sender.nxt - sender.una)
+    checksum = 0 if connection.checksum else None
+    return Dss(None, False, sender.una & 0xFFFFFFFFFFFFFFFF, True, ssn & 0xFFFFFFFF, 0, checksum)
+
+
+def checksum_failed(
+    connection: Connection, subflow: Subflow, mapping: Mapping, held: list[memoryview], now: int
+) -> None:
+    fail = MpFail(mapping.dsn & 0xFFFFFFFFFFFFFFFF)
+    if not connection.may_fall_back(subflow) or mapping.dsn != connection.data_receiver.nxt:
+        # RFC 8684 §3.7: "the affected subflow must be immediately closed with a RST that includes an MP_FAIL option"
+        subflow.close_reason = "checksum"
+        connection.break_subflow(subflow, fail)
+        return
+    # RFC 8684 §3.7: "if a receiver identifies a checksum failure when there is only one path, it will send back an
+    # MP_FAIL option on the subflow-level ACK". The octets are delivered as the middlebox made them: from here on
+    # this is regular TCP, where nobody would have noticed.
+    for piece in held:
+        connection.data_receiver.buffer.append(piece)
+        connection.data_receiver.bytes_received += len(piece)
+    fall_back(connection, subflow, FallbackReason.CHECKSUM, now, also=fail)
+
+
+def handle_fail(connection: Connection, subflow: Subflow, option: MpFail, now: int) -> Verdict:
+    """MP_FAIL on an ACK: the peer has one subflow and its checksum failed (RFC 8684 §3.7)."""
+    connection.counters.bump("mp_fail_received")
+    if not connection.may_fall_back(subflow):
+        subflow.reset_reason = MpFail(connection.data_receiver.nxt & 0xFFFFFFFFFFFFFFFF)
+        subflow.close_reason = "middlebox"
+        return Verdict.RESET
+    # RFC 8684 §3.7: "the receiver of an MP_FAIL MUST also respond with an MP_FAIL in the reverse direction and
+    # entirely revert to a regular TCP session"
+    fail = MpFail(connection.data_receiver.nxt & 0xFFFFFFFFFFFFFFFF)
+    fall_back(connection, subflow, FallbackReason.MP_FAIL, now, infinite=True, also=fail)
+    return Verdict.ACCEPT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Container
 
 from mptcp.core.entropy import Entropy
 
@@ -48,8 +49,7 @@ def same(a: bytes, b: bytes) -> bool:
     return hmac.compare_digest(a, b)
 
 
-
-def new_key(entropy: Entropy, taken: "set[int] | dict[int, object]", version: int = 1) -> int:
+def new_key(entropy: Entropy, taken: Container[int], version: int = 1) -> int:
     """A key whose token is not in ``taken``."""
     # RFC 8684 §3.1: "an implementation SHOULD check its list of connection tokens to ensure that there is no collision
     # before sending its key". Token 0 is left out because the socket options use it for "none".

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mptcp.core.multipath.config import ConnectionConfig
-from mptcp.core.multipath.connection import Connection, ConnectionState
+from mptcp.core.multipath.connection import Connection
+from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.info import Endpoint
 
 #: Half-open connections of one listener (RFC 4987 §3.2 calls it the backlog of the SYN queue).
@@ -48,7 +49,11 @@ class Listener:
         if connection.state is ConnectionState.CONNECTING:
             return False
         del self.half_open[connection]
-        if connection.state is ConnectionState.CLOSED and connection.error is not None and not connection.readable_bytes:
+        if (
+            connection.state is ConnectionState.CLOSED
+            and connection.error is not None
+            and not connection.readable_bytes
+        ):
             connection.close(connection.environment.now)
             return False
         self.ready.append(connection)

@@ -96,14 +96,15 @@ class PathManagement:
         return result
 
     def handle_timeout(self, now: int) -> None:
-        for address_id, announcement in list((self._announced or {}).items()):
+        announced = self._announced or {}
+        for address_id, announcement in list(announced.items()):
             if announcement.deadline > now:
                 continue
             # RFC 8684 §3.4.1: "the lack of this type of "echo" can indicate to the initial ADD_ADDR sender that the
             # ADD_ADDR needs to be retransmitted."
             announcement.tries += 1
             if announcement.tries > self._connection.config.announce_retries:
-                del self._announced[address_id]  # type: ignore[index]
+                del announced[address_id]
                 continue
             announcement.deadline = now + (self._connection.config.announce_retry_us << announcement.tries)
             self._signal(announcement.option)
@@ -111,7 +112,7 @@ class PathManagement:
             when, subflow, heard = entry
             if when <= now:
                 self._removals.remove(entry)  # type: ignore[union-attr]
-                if subflow.tcp.receiver.segments_received == heard:
+                if subflow.tcp.segments_received == heard:
                     # RFC 8684 §3.4.2: "(if no keepalive response was received) ... SHOULD trigger the sending of RSTs"
                     subflow.close_reason = "address-removed"
                     self._connection.break_subflow(subflow, None)
@@ -196,9 +197,10 @@ class PathManagement:
     def handle_add_addr(self, subflow: Subflow, option: AddAddr, now: int) -> None:
         connection = self._connection
         if option.echo:
-            announced = (self._announced or {}).get(option.address_id)
+            waiting = self._announced or {}
+            announced = waiting.get(option.address_id)
             if announced is not None and announced.option.address == option.address:
-                del self._announced[option.address_id]  # type: ignore[index]
+                del waiting[option.address_id]
             return
         if connection.version:
             expected = keys.add_addr_hmac(
@@ -260,7 +262,7 @@ class PathManagement:
                 if self._removals is None:
                     self._removals = []
                 wait = 2 * subflow.tcp.sender.rtt.rto_us
-                self._removals.append((now + wait, subflow, subflow.tcp.receiver.segments_received))
+                self._removals.append((now + wait, subflow, subflow.tcp.segments_received))
 
     def handle_prio(self, subflow: Subflow, option: MpPrio, now: int) -> None:
         targets = [subflow]
@@ -278,5 +280,3 @@ class PathManagement:
 
     def forget(self) -> None:
         self._announced = self._removals = None
-
-

@@ -6,7 +6,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from mptcp.core.multipath import keys
-from mptcp.core.multipath.fallback import FallbackReason
+from mptcp.core.multipath.closing import handle_fastclose
+from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back, handle_fail
 from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
 from mptcp.core.tcp.extension import Extension, Verdict
 from mptcp.core.units import NEVER
@@ -143,9 +144,7 @@ class Subflow(Extension):
                 # RFC 8684 §3.1: "If A does not immediately have data to send, it MUST include the MP_CAPABLE on the
                 # first ACK" and it is repeated until the peer has shown that it knows our key.
                 return (
-                    MpCapable(
-                        connection.version, self._capable_flags(), connection.local_key, connection.remote_key
-                    ),
+                    MpCapable(connection.version, self._capable_flags(), connection.local_key, connection.remote_key),
                 )
             if self.role is Role.JOIN_CLIENT and room >= 24:
                 return (MpJoinAck(self._own_hmac()[:20]),)
@@ -259,7 +258,7 @@ class Subflow(Extension):
         if self.role is Role.CAPABLE_CLIENT:
             reason = self._handle_capable_syn_ack(segment)
             if reason is not FallbackReason.NONE:
-                self.connection.fall_back(self, reason, now)
+                fall_back(self.connection, self, reason, now)
             return Verdict.ACCEPT
         if self.role is Role.JOIN_CLIENT:
             return self._handle_join_syn_ack(segment)
@@ -377,11 +376,11 @@ class Subflow(Extension):
                 return Verdict.ACCEPT
             # RFC 8684 §3.1: "If the third packet (the ACK) does not contain the MP_CAPABLE option, then the session
             # MUST fall back to operating as a regular, single-path TCP session."
-            connection.fall_back(self, FallbackReason.NO_THIRD_ACK, now)
+            fall_back(connection, self, FallbackReason.NO_THIRD_ACK, now)
             return Verdict.ACCEPT
         if capable.sender_key is None or capable.receiver_key != connection.local_key:
             connection.counters.bump("capable_bad_key")
-            connection.fall_back(self, FallbackReason.BAD_CAPABLE, now)
+            fall_back(connection, self, FallbackReason.BAD_CAPABLE, now)
             return Verdict.ACCEPT
         self.pending = False
         connection.set_remote_key(capable.sender_key, bool(capable.flags & FLAG_CHECKSUM))
@@ -402,10 +401,10 @@ class Subflow(Extension):
                 self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
                 return Verdict.RESET
             if connection.is_alone(self):
-                connection.fall_back(self, FallbackReason.NO_DATA_ACK, now, infinite=True)
+                fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)
                 return Verdict.ACCEPT
         if segment.length and not self.dss_seen and not self.is_join and connection.is_alone(self):
-            connection.fall_back(self, FallbackReason.NO_MAPPING, now)
+            fall_back(connection, self, FallbackReason.NO_MAPPING, now)
         elif acknowledges_data:
             # RFC 8684 §3.7: "If a subflow breaks during operation, e.g., if it is rerouted and MPTCP options are no
             # longer permitted": the sender sees its data acknowledged, but never at the data level.
@@ -413,7 +412,7 @@ class Subflow(Extension):
             if self.options_lost >= 16:
                 connection.counters.bump("options_lost")
                 if connection.may_fall_back(self):
-                    connection.fall_back(self, FallbackReason.NO_DATA_ACK, now, infinite=True)
+                    fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)
                     return Verdict.ACCEPT
                 self.close_reason = "middlebox"
                 self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
@@ -441,7 +440,7 @@ class Subflow(Extension):
         if dss.length == 0:
             # RFC 8684 §3.3.1: "setting the Data-Level Length field of the DSS option to the reserved value of 0"
             if connection.is_alone(self):
-                connection.fall_back(self, FallbackReason.INFINITE_MAPPING, now)
+                fall_back(connection, self, FallbackReason.INFINITE_MAPPING, now)
                 return Verdict.ACCEPT
             connection.counters.bump("infinite_mapping_with_subflows")
             return self._broken(RST_MPTCP_SPECIFIC)
@@ -509,9 +508,9 @@ class Subflow(Extension):
         elif isinstance(option, MpPrio):
             connection.paths.handle_prio(self, option, now)
         elif isinstance(option, MpFastclose):
-            return connection.handle_fastclose(self, option, segment, now)
+            return handle_fastclose(connection, self, option, segment, now)
         elif isinstance(option, MpFail):
-            return connection.handle_fail(self, option, now)
+            return handle_fail(connection, self, option, now)
         elif isinstance(option, MpJoinAck):
             # The fourth packet was lost: RFC 8684 §3.2 has the third one repeated until it is acknowledged.
             if self.role is Role.JOIN_SERVER and not segment.length:
@@ -565,7 +564,7 @@ class Subflow(Extension):
                 dsn += len(piece)
             return True
         connection.counters.bump("data_checksum_failed")
-        connection.checksum_failed(self, mapping, held, now)
+        checksum_failed(connection, self, mapping, held, now)
         return False
 
     def _hold(self, ssn: int, payload: memoryview) -> None:
@@ -610,7 +609,6 @@ class Subflow(Extension):
         if self.stale:
             self.stale = False
             self.connection.counters.bump("subflow_recovered")
-        self.connection.handle_subflow_ack(self, now)
 
     def handle_timeout(self, now: int) -> None:
         self.connection.handle_subflow_timeout(self, now)
@@ -624,7 +622,7 @@ class Subflow(Extension):
     def handle_reset(self, segment: Segment, now: int) -> None:
         for option in segment.options.mptcp:
             if isinstance(option, MpFastclose):
-                self.connection.handle_fastclose(self, option, segment, now)
+                handle_fastclose(self.connection, self, option, segment, now)
             elif isinstance(option, MpFail):
                 self.connection.counters.bump("mp_fail_received")
             elif isinstance(option, MpTcprst):

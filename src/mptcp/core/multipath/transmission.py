@@ -1,0 +1,152 @@
+"""Giving data to subflows (RFC 8684 §3.3.5): the scheduler's choice, mappings, reinjection, the shared window, DATA_FIN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mptcp.core.multipath import closing
+from mptcp.core.multipath.connection_state import ConnectionState
+from mptcp.core.multipath.data_sender import MAX_MAPPING, Chunk
+from mptcp.core.multipath.mapping import Mapping, dss_checksum
+from mptcp.core.multipath.subflow import Subflow
+from mptcp.core.wire.segment import Payload
+
+if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
+
+
+def push(connection: Connection, now: int) -> None:
+    sender = connection.data_sender
+    while sender.has_reinjections and push_reinjection(connection, now):
+        pass
+    stream = sender.stream
+    tcp_config = connection.config.tcp
+    while stream.length:
+        room = sender.window_edge - sender.nxt
+        if room <= 0:
+            relieve_window(connection, now)
+            break
+        subflow = select(connection, stream.length, now, None)
+        if subflow is None:
+            break
+        tcp = subflow.tcp
+        mss = tcp.sender.mss
+        length = min(stream.length, room, subflow.path.sendable_bytes, max(tcp.sender.gso_max_bytes, mss), MAX_MAPPING)
+        if length < stream.length and length > mss:
+            length -= length % mss
+        if length < mss:
+            # RFC 9293 §3.7.4 (Nagle), at the level where the stream is: a small piece waits while data is in flight.
+            if (
+                length == stream.length
+                and sender.fin_dsn < 0
+                and (tcp_config.cork or (not tcp_config.no_delay and sender.una < sender.nxt))
+            ):
+                break
+            # RFC 9293 §3.8.6.2.1: nor is a small window filled while more room must be on its way
+            if length < stream.length and sender.una < sender.nxt:
+                break
+        if sender.una == sender.nxt:
+            connection.last_progress_us = now
+        chunk = sender.assign(length, subflow.id)
+        give(connection, subflow, chunk.dsn, chunk.payloads, length)
+    if sender.fin_dsn >= 0 and not sender.fin_sent and not stream.length and send_data_fin(connection):
+        connection.last_progress_us = now
+    if sender.fin_acked and connection.data_receiver.fin_received and connection.state is not ConnectionState.CLOSED:
+        closing.finish(connection, now)
+
+
+def push_reinjection(connection: Connection, now: int) -> bool:
+    sender = connection.data_sender
+    chunk = sender.next_reinjection()
+    if chunk is None:
+        return False
+    subflow = select(connection, chunk.end - chunk.dsn, now, chunk)
+    if subflow is None:
+        return False
+    limit = min(subflow.path.sendable_bytes, max(subflow.tcp.sender.gso_max_bytes, subflow.tcp.sender.mss), MAX_MAPPING)
+    start, views = sender.take_reinjection(chunk, limit, subflow.id)
+    give(connection, subflow, start, views, sum(map(len, views)))
+    return True
+
+
+def select(connection: Connection, length: int, now: int, chunk: Chunk | None) -> Subflow | None:
+    """Asks the scheduler; ``chunk`` is None for new data."""
+    candidates: list[Subflow] = []
+    for subflow in connection.subflows_by_id.values():
+        if subflow.is_usable:
+            candidates.append(subflow)
+    if chunk is not None and len(candidates) > 1:
+        candidates = [s for s in candidates if s.id not in chunk.carriers] or candidates
+    if len(candidates) == 1:
+        only = candidates[0]
+        only.path.sendable_bytes = only.tcp.sendable_bytes(now)
+        return only if only.path.sendable_bytes > 0 else None
+    if not candidates:
+        return None
+    for subflow in candidates:
+        refresh(subflow, now)
+    paths = [s.path for s in candidates]
+    select = connection.scheduler.select if chunk is None else connection.scheduler.select_reinjection
+    path = select(paths, length, now)
+    if path is None or path.sendable_bytes <= 0:
+        return None
+    return connection.subflows_by_id[path.id]
+
+
+def give(connection: Connection, subflow: Subflow, dsn: int, payloads: Sequence[Payload], length: int) -> None:
+    tcp = subflow.tcp
+    ssn = tcp.sender.end - tcp.iss
+    checksum = dss_checksum(dsn, ssn, length, payloads) if connection.checksum else None
+    mapping = Mapping(dsn & 0xFFFFFFFFFFFFFFFF, ssn & 0xFFFFFFFF, length, checksum)
+    tcp.send_mapped(payloads, length, mapping)
+
+
+def relieve_window(connection: Connection, now: int) -> None:
+    """The shared window is full. If the subflow that holds its head is slow and another has room, that one sends
+    the head again, so that the window moves on."""
+    head = connection.data_sender.head()
+    if head is None or len(head.carriers) != 1 or len(connection.subflows_by_id) < 2:
+        return
+    carrier = connection.subflows_by_id.get(head.carriers[0])
+    for subflow in connection.subflows_by_id.values():
+        if (
+            subflow is not carrier
+            and subflow.is_usable
+            and not subflow.stale
+            and not subflow.path.backup
+            and (carrier is None or subflow.tcp.sender.rtt.srtt_us < carrier.tcp.sender.rtt.srtt_us)
+            and subflow.tcp.sendable_bytes(now) > 0
+            and connection.data_sender.reinject_head()
+        ):
+            connection.counters.bump("window_reinjection")
+            push_reinjection(connection, now)
+            return
+
+
+def send_data_fin(connection: Connection) -> bool:
+    # RFC 8684 §3.3.3: the DATA_FIN is the last number of the stream; it goes on every subflow that can carry it, so
+    # that the loss of one does not delay the close.
+    sent = False
+    for subflow in connection.subflows_by_id.values():
+        if subflow.is_usable:
+            subflow.fin_signal = True
+            subflow.tcp.send_ack()
+            sent = True
+    if sent:
+        connection.data_sender.fin_sent = True
+    return sent
+
+
+def refresh(subflow: Subflow, now: int) -> None:
+    """Brings ``subflow.path`` up to date for a strategy."""
+    path, sender = subflow.path, subflow.tcp.sender
+    path.stale = subflow.stale
+    path.srtt_us = sender.rtt.srtt_us
+    path.rttvar_us = sender.rtt.rttvar_us
+    path.mss_bytes = sender.mss
+    path.cwnd_bytes = sender.congestion.cwnd_bytes
+    path.in_flight_bytes = sender.in_flight_bytes
+    path.sendable_bytes = subflow.tcp.sendable_bytes(now)
+    path.bytes_sent = sender.bytes_sent
+    path.bytes_acked = sender.bytes_acked
