@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ SKF_PKTTYPE: Final = 0xFFFFF000 + 4  # SKF_AD_OFF + SKF_AD_PKTTYPE
 PACKET_OTHERHOST, PACKET_OUTGOING = 3, 4
 ETHERTYPE_IPV4, ETHERTYPE_ARP, ETHERTYPE_IPV6 = 0x0800, 0x0806, 0x86DD
 ACCEPT_BYTES: Final = 0x40000
-#: Addresses one program may name: 9 instructions each for IPv6 and its solicited-node group, of 4,096 allowed.
-MAX_ADDRESSES: Final = 200
+#: Addresses one program may name: some 2,000 instructions (of 4,096) if no two IPv6 addresses share a prefix.
+MAX_ADDRESSES: Final = 128
 ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, k
@@ -40,12 +41,18 @@ def program(addresses: Sequence[bytes]) -> list[Instruction]:
         match4 += [(JUMP_EQUAL, 0, 1, int.from_bytes(address, "big")), accept]
     match4.append(reject)
     match6: list[Instruction] = []
+    by_prefix: dict[bytes, list[int]] = {}
     for address in (*ipv6, *groups):
-        words = struct.unpack("!4I", address)
-        for i, word in enumerate(words):
-            # A word that differs skips what is left of this address: two instructions a word, and the return.
-            match6 += [(LD_WORD, 0, 0, 38 + 4 * i), (JUMP_EQUAL, 0, 2 * (3 - i) + 1, word)]
-        match6.append(accept)
+        by_prefix.setdefault(address[:12], []).append(int.from_bytes(address[12:], "big"))
+    for prefix, endings in by_prefix.items():
+        tail: list[Instruction] = [(LD_WORD, 0, 0, 50)]
+        for ending in endings:
+            tail += [(JUMP_EQUAL, 0, 1, ending), accept]
+        tail.append(reject)
+        for i, word in enumerate(struct.unpack("!3I", prefix)):
+            # Another word: on to the next prefix, past three instructions for each word that is left and the tail.
+            match6 += [(LD_WORD, 0, 0, 38 + 4 * i), (JUMP_EQUAL, 1, 0, word), (JUMP, 0, 0, 3 * (2 - i) + len(tail))]
+        match6 += tail
     match6.append(reject)
 
     return [
@@ -67,8 +74,17 @@ def program(addresses: Sequence[bytes]) -> list[Instruction]:
 
 
 def attach(sock: socket.socket, instructions: Sequence[Instruction]) -> None:
-    """Attaches a program to a socket, in place of the one it had."""
+    """Attaches a program to a socket, in place of the one it had; OSError(ENOMEM) if the system allows none so long."""
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a count and a pointer; the kernel copies the program during the call.
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(instructions), ctypes.addressof(buffer)))
+    filter_program = struct.pack("HP", len(instructions), ctypes.addressof(buffer))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_program)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise OSError(
+                errno.ENOMEM,
+                "no room for a packet filter of so many addresses: raise net.core.optmem_max, or use fewer",
+            ) from None
+        raise
