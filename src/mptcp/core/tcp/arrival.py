@@ -283,8 +283,8 @@ def process_ack(connection: Connection, segment: Segment, seq: int, ack: int, no
         return
     if connection.user_timeout is not None:
         connection.user_timeout.progress_at = now
-    if connection.path_mtu.on_trial:
-        connection.path_mtu.handle_acked_full_size()
+    if connection.path_mtu.trial_end >= 0:
+        connection.path_mtu.handle_acked(sender.una)
     extension = connection.extension
     if extension is not None:
         extension.handle_acked(min(ack, sender.una) - connection.iss, now)

@@ -379,6 +379,7 @@ class Connection:
             self.abort(now)
             return
         self.orphan = True
+        self._fast = False
         self.shutdown_write(now)
         if self.state is State.FIN_WAIT_2:
             self.timer = now + self.config.fin_wait_2_us
@@ -494,7 +495,7 @@ class Connection:
         assert state in TRANSITIONS[self.state], (self.state, state)
         self.state = state
         self._can_send = state in SENDING
-        self._fast = state in _FAST_STATES
+        self._fast = state in _FAST_STATES and not self.orphan
 
     def receive_room(self) -> int:
         """How much more may be taken in: what the window is made of."""

@@ -87,8 +87,6 @@ def handle_listen(connection: Connection, segment: Segment, now: int) -> None:
             connection.end(ConnectionAborted("the SYN was refused"), now)
             return
     take_syn(connection, segment, now)
-    if connection.state is not State.LISTEN:
-        return
     connection.become(State.SYN_RECEIVED)
     send_syn(connection, now)
 
@@ -130,8 +128,8 @@ def handle_syn_sent(connection: Connection, segment: Segment, now: int) -> None:
             refuse_syn_ack(connection, segment, now)
             return
     take_syn(connection, segment, now)
-    if connection.state is not State.SYN_SENT:
-        return
+    # what our SYN has promised
+    connection.receiver.window.edge += min(connection.receive_room(), MAX_UNSCALED_WINDOW)
     if has_ack:
         measure_rtt(connection, segment, now)
         connection.receiver.ack.due = True

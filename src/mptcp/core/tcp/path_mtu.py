@@ -16,7 +16,7 @@ PLATEAUS: Final = (32000, 17914, 8166, 4352, 2002, 1492, 1006, MIN_MTU_V4)
 RAISE_AFTER_ICMP_US: Final = 600 * SECOND
 RAISE_AFTER_RAISE_US: Final = 120 * SECOND
 #: After a black hole; doubled with each failed attempt to get out of it.
-RAISE_AFTER_BLACK_HOLE_US: Final = 60 * SECOND
+RAISE_AFTER_BLACK_HOLE_US: Final = 10 * SECOND
 #: So many timeouts in a row, with full-sized segments outstanding, are taken for a black hole.
 BLACK_HOLE_TIMEOUTS: Final = 3
 #: RFC 4821 §7.2 has probing start from 1024 octets of payload; it is also where a suspected black hole leads first.
@@ -26,7 +26,7 @@ BLACK_HOLE_MTU: Final = 1064
 class PathMtu:
     """``mtu``: the largest IP packet to send now. ``raise_at``: when to try a larger one (NEVER: it is the link's)."""
 
-    __slots__ = ("_backoff", "_trial_from", "is_v6", "link_mtu", "mtu", "raise_at")
+    __slots__ = ("_backoff", "_trial_from", "is_v6", "link_mtu", "mtu", "raise_at", "trial_end")
 
     def __init__(self, link_mtu: int, is_v6: bool) -> None:
         self.link_mtu = link_mtu
@@ -35,6 +35,7 @@ class PathMtu:
         self.raise_at = NEVER
         self._backoff = 0
         self._trial_from = 0  # the size that worked, while a larger one is on trial
+        self.trial_end = -1  # the trial has succeeded when everything before this is acknowledged; -1: no trial
 
     @property
     def header_bytes(self) -> int:
@@ -60,7 +61,7 @@ class PathMtu:
             # RFC 1191 §6.1 and RFC 8201 §4: a report never raises the estimate
             return False
         self.mtu = mtu
-        self._trial_from = 0
+        self._trial_from, self.trial_end = 0, -1
         self.raise_at = now + RAISE_AFTER_ICMP_US
         return True
 
@@ -68,7 +69,7 @@ class PathMtu:
         """So many retransmission timeouts in a row, the longest outstanding packet having ``longest_bytes``."""
         # RFC 4821 §7.7: repeated timeouts of full-sized packets "may be due to a black hole"
         if self._trial_from and consecutive >= 2:
-            self.mtu, self._trial_from = self._trial_from, 0
+            self.mtu, self._trial_from, self.trial_end = self._trial_from, 0, -1
             self._arm_after_black_hole(now)
             return True
         if consecutive < BLACK_HOLE_TIMEOUTS or longest_bytes < self.mtu or self.mtu <= self.min_mtu:
@@ -78,25 +79,23 @@ class PathMtu:
         self._arm_after_black_hole(now)
         return True
 
-    def handle_raise(self, now: int) -> bool:
-        """``raise_at`` has come: a larger size goes on trial. True: ``mtu`` has changed."""
+    def handle_raise(self, nxt: int, now: int) -> bool:
+        """``raise_at`` has come: a larger size goes on trial, from number ``nxt`` on. True: ``mtu`` has changed."""
         larger = [p for p in PLATEAUS if self.mtu < p < self.link_mtu]
         if self.mtu >= self.link_mtu:
             self.raise_at = NEVER
             return False
         self._trial_from = self.mtu
         self.mtu = larger[-1] if larger else self.link_mtu
+        self.trial_end = nxt + self.mtu
         self.raise_at = now + RAISE_AFTER_RAISE_US if self.mtu < self.link_mtu else NEVER
         return True
 
-    @property
-    def on_trial(self) -> bool:
-        return self._trial_from > 0
-
-    def handle_acked_full_size(self) -> None:
-        """A packet of the size on trial has been acknowledged."""
-        self._trial_from = 0
-        self._backoff = 0
+    def handle_acked(self, una: int) -> None:
+        """Everything before ``una`` has been acknowledged while a size is on trial."""
+        if una >= self.trial_end:
+            self._trial_from, self.trial_end = 0, -1
+            self._backoff = 0
 
     def _arm_after_black_hole(self, now: int) -> None:
         self.raise_at = now + (RAISE_AFTER_BLACK_HOLE_US << self._backoff)

@@ -81,7 +81,7 @@ def handle_slow_timeout(connection: Connection, now: int) -> None:
         if action is KeepaliveAction.PROBE:
             connection.probe_wanted = True
     path_mtu = connection.path_mtu
-    if path_mtu.raise_at <= now and path_mtu.handle_raise(now):
+    if path_mtu.raise_at <= now and path_mtu.handle_raise(sender.nxt, now):
         connection.counters.bump("path_mtu_raised")
         connection.update_mss()
     refresh_slow(connection)

@@ -1,0 +1,34 @@
+"""TIME-WAIT: when a new SYN may take the place of a connection that is waiting (RFC 9293 §3.6.1, RFC 6191)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mptcp.core.tcp.states import State
+from mptcp.core.wire.segment import ACK, RST, SYN, Segment
+from mptcp.core.wire.sequence import MASK32, unwrap32
+
+if TYPE_CHECKING:
+    from mptcp.core.tcp.connection import Connection
+
+
+def may_be_replaced(connection: Connection, segment: Segment) -> bool:
+    """Whether ``segment`` is the SYN of a new incarnation that may be accepted now; the old one is then forgotten.
+
+    The owner gives the new connection ``next_isn`` and the segment. False: hand it to the old connection.
+    """
+    if connection.state is not State.TIME_WAIT or segment.flags & (SYN | ACK | RST) != SYN:
+        return False
+    timestamps = connection.timestamps
+    value = segment.options.timestamp_value
+    if timestamps.enabled and value is not None and value != timestamps.recent:
+        # RFC 6191 §2: "If the timestamp of the incoming SYN is greater than the last timestamp seen [...] the
+        # connection request is accepted"
+        return not (value - timestamps.recent) & 0x80000000
+    # RFC 9293 §3.6.1 (MAY-2): "if the sequence number of the SYN is larger than the last one of the old incarnation"
+    return unwrap32(segment.seq, connection.receiver.nxt) >= connection.receiver.nxt
+
+
+def next_isn(connection: Connection) -> int:
+    """RFC 9293 §3.6.1: an initial number "larger than the largest sequence number [...] of the previous incarnation"."""
+    return (connection.sender.nxt + 65535 + 2) & MASK32
