@@ -171,8 +171,11 @@ class LossRecovery(SenderState):
         if delivered > 0:
             if self.state in (SendState.RECOVERY, SendState.CWR):
                 self._reduce_proportionally(delivered)
-            else:
+            elif size or self.sack_enabled:
                 congestion = self.congestion
+                if self.state is SendState.LOSS and not self.sack_enabled:
+                    # most of it may have arrived long ago: RFC 3465 §2.3 allows two segments per ACK then
+                    delivered = min(delivered, 2 * self.mss)
                 limited = (
                     self._cwnd_limited
                     or self.state is SendState.LOSS
@@ -231,6 +234,8 @@ class LossRecovery(SenderState):
         dupacks = self._dupacks
         outstanding = self.nxt - self.una
         if duplicate:
+            if self.state is SendState.LOSS:
+                return 0  # go-back-N: what is sent again and had arrived gives duplicates that mean nothing
             if dupacks is None:
                 dupacks = self._dupacks = DuplicateAcks()
             return dupacks.on_duplicate(outstanding, self.mss)

@@ -89,6 +89,13 @@ class Sender(LossRecovery):
         self.end += size
         return size
 
+    def adopt(self, payload: Payload) -> None:
+        """As ``write`` without its limit: octets that were already counted against a send buffer, before a fallback."""
+        if self._stream is None:
+            self._stream = SendBuffer()
+        self._stream.append(payload)
+        self.end += len(payload)
+
     def send_mapped(self, payloads: Sequence[Payload], length: int, mapping: object) -> int:
         """Queues one record of ``length`` octets under ``mapping``; returns its first number (``end`` before the call).
 
@@ -218,10 +225,11 @@ class Sender(LossRecovery):
         nxt = self.nxt
         idle = self.una == nxt
         congestion = self.congestion
-        if idle and now - self._last_sent_us > self.rtt.rto_us and self._last_sent_us >= 0 and self.bytes_sent:
+        if idle and self.bytes_sent and now - self._last_sent_us > self.rtt.rto_us:
             # RFC 5681 §4.1: "a TCP SHOULD set cwnd to no more than RW before beginning transmission if the TCP has not
             # sent data in an interval exceeding the retransmission timeout."
-            congestion.on_idle(now - self._last_sent_us, self.rtt.rto_us, self._initial_window_bytes)
+            restart = initial_window_bytes(mss, self._initial_window_segments)
+            congestion.on_idle(now - self._last_sent_us, self.rtt.rto_us, restart)
             self._last_sent_us = now
         if forced_room >= 0:
             room = forced_room

@@ -61,7 +61,7 @@ class SenderState:
         "_fin_state",
         "_frto",
         "_frto_room",
-        "_initial_window_bytes",
+        "_initial_window_segments",
         "_last_sent_us",
         "_mapped",
         "_mapped_bytes",
@@ -175,7 +175,6 @@ class SenderState:
         self._undo: Undo | None = None
         self._frto: Frto | None = None
         self._dupacks: DuplicateAcks | None = None
-        self._initial_window_bytes = congestion.cwnd_bytes
         self.set_config(config)
 
     def set_config(self, config: TcpConfig) -> None:
@@ -183,6 +182,7 @@ class SenderState:
         self._no_delay = config.no_delay
         self._cork = config.cork
         self._rto_max_us = config.rto_max_us
+        self._initial_window_segments = config.initial_window_segments
         self._send_buffer_bytes = config.send_buffer_bytes
 
     # --- looking ------------------------------------------------------------------------------------------------
