@@ -1,0 +1,399 @@
+"""Links against the kernel: addresses resolved and answered for, packets both ways, super-segments whole both ways."""
+
+from __future__ import annotations
+
+import hashlib
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mptcp.core.entropy import Entropy
+from mptcp.core.packet import Packet
+from mptcp.core.wire import checksum, ip, tcp
+from mptcp.core.wire.segment import ACK, FIN, PSH, RST, SYN, Options, Segment
+from mptcp.errors import ConfigurationError
+from mptcp.info import Endpoint
+from mptcp.links.base import Link, ReceivedPacket
+from mptcp.links.faults import Fault, FaultKind, FaultLink
+from mptcp.links.packet import PacketLink
+from mptcp.links.pcap import PcapLink, PcapWriter
+from mptcp.links.tun import TunLink
+from mptcp.testing.kernel_peer import pattern
+from mptcp.testing.netns import Lab
+
+MakeLab = Callable[..., Lab]
+MSS = 1400
+
+
+def receive(link: Link, timeout_s: float = 2.0) -> list[ReceivedPacket]:
+    """What comes next; empty after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([link], [], [], left)[0] and (received := link.receive()):
+            return list(received)
+    return []
+
+
+def echo_request(source: str, destination: str, number: int) -> Packet:
+    """An ICMP or ICMPv6 echo request."""
+    ends = Endpoint.parse(source), Endpoint.parse(destination)
+    is_ipv4 = ends[0].family == 4
+    body = bytes([8 if is_ipv4 else 128, 0, 0, 0, 0, 7]) + number.to_bytes(2, "big") + b"ping" * 10
+    pseudo = 0 if is_ipv4 else checksum.pseudo_sum(ends[0].address, ends[1].address, 58) + len(body)
+    total = checksum.complement(checksum.fold(pseudo + checksum.add(body)))
+    body = body[:2] + total.to_bytes(2, "big") + body[4:]
+    if is_ipv4:
+        header = ip.emit_ipv4(ends[0].address, ends[1].address, len(body), protocol=1)
+    else:
+        header = ip.emit_ipv6(ends[0].address, ends[1].address, len(body), next_header=58)
+    return Packet(header + body, (), len(header) + len(body))
+
+
+class BareTcp:
+    """One connection made by hand: enough TCP to move data over a link without loss, and nothing more."""
+
+    def __init__(self, link: Link, local: str, remote: str, port: int, *, mss: int = MSS) -> None:
+        self.link, self.mss = link, mss
+        self.local, self.remote = Endpoint.parse(local, 40_000), Endpoint.parse(remote, port)
+        self.seq, self.ack = 0xFFFFF000, 0
+        self.received = bytearray()
+        self.sizes: list[tuple[int, int, bool]] = []  # (payload octets, gso_size, checksum_valid) of what came in
+        self.una = self.seq
+        self.finished = False
+
+    def emit(self, flags: int, payload: bytes = b"", options: Options | None = None) -> Packet:
+        segment = Segment(self.seq, self.ack, flags, 0xFFFF, options or Options(), (payload,) if payload else ())
+        pseudo = checksum.pseudo_sum(self.local.address, self.remote.address, 6)
+        transport = tcp.emit(segment, self.local.port, self.remote.port, pseudo, partial=True)
+        length = len(transport) + len(payload)
+        emit = ip.emit_ipv4 if self.local.family == 4 else ip.emit_ipv6
+        header = emit(self.local.address, self.remote.address, length)
+        self.seq = (self.seq + segment.sequence_length) & 0xFFFFFFFF
+        gso_size = self.mss if len(payload) > self.mss else 0
+        return Packet(header + transport, segment.payloads, len(header) + length, len(header), gso_size, True)
+
+    def send(self, flags: int, payload: bytes = b"", options: Options | None = None) -> None:
+        packet = self.emit(flags, payload, options)
+        while not self.link.send([packet]):
+            select.select([], [self.link], [], 1)
+
+    def handle(self, data: memoryview, gso_size: int, checksum_valid: bool) -> Segment | None:
+        header = ip.parse(data)
+        if header is None or header.protocol != 6 or header.source != self.remote.address:
+            return None
+        if not checksum_valid:
+            pseudo = checksum.pseudo_sum(header.source, header.destination, 6)
+            assert checksum.verify_tcp(data, header.transport_offset, header.end, pseudo)
+        segment = tcp.parse(data, header.transport_offset, header.end)
+        assert segment is not None
+        assert not segment.flags & RST
+        if segment.flags & SYN:
+            self.ack = (segment.seq + 1) & 0xFFFFFFFF
+        elif segment.seq == self.ack and segment.sequence_length:
+            self.received += segment.payload
+            self.sizes.append((segment.length, gso_size, checksum_valid))
+            self.ack = (self.ack + segment.sequence_length) & 0xFFFFFFFF
+            self.finished = bool(segment.flags & FIN)
+        self.una = segment.ack
+        return segment
+
+    def pump(self, timeout_s: float = 2.0) -> list[Segment]:
+        """Handles what comes in, and acknowledges data."""
+        before = self.ack
+        handled = [self.handle(*packet) for packet in receive(self.link, timeout_s)]
+        if self.ack != before and before:
+            self.send(ACK)
+        return [segment for segment in handled if segment is not None]
+
+    def connect(self) -> None:
+        self.send(SYN, options=Options(mss=self.mss, window_scale=8))
+        deadline = time.monotonic() + 5
+        while not self.ack:
+            assert time.monotonic() < deadline, "no SYN/ACK"
+            if not self.pump(1.2) and not self.ack:
+                self.seq = (self.seq - 1) & 0xFFFFFFFF
+                self.send(SYN, options=Options(mss=self.mss, window_scale=8))
+        self.send(ACK)
+
+
+@pytest.fixture(params=["tun", "packet"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "tun":
+        request.getfixturevalue("tun")
+    return str(request.param)
+
+
+class Setup:
+    """A link whose other side is the kernel of a namespace: ours is .1, the kernel's .2 (10.77.1.0/24, fd77:1::/64)."""
+
+    def __init__(self, kind: str, lab: Lab, offload: bool) -> None:
+        self.kind, self.server = kind, lab.server
+        if kind == "tun":
+            lab.server.ip("addr flush dev s1")
+            self.near = lab.server  # where our device is
+            with self.near.entered():
+                self.link: TunLink | PacketLink = TunLink(
+                    kernel_addresses=["10.77.1.2/24", "fd77:1::2/64"], offload=offload
+                )
+        else:
+            self.near = lab.client
+            with self.near.entered():
+                self.link = PacketLink("c1", ["10.77.1.1/24", "fd77:1::1/64"], offload=offload)
+
+
+@pytest.fixture(params=[True, False], ids=["offload", "plain"])
+def setup(request: pytest.FixtureRequest, make_lab: MakeLab, kind: str) -> Iterator[Setup]:
+    setup = Setup(kind, make_lab(1), request.param)
+    yield setup
+    setup.link.close()
+
+
+ADDRESSES = {4: ("10.77.1.1", "10.77.1.2"), 6: ("fd77:1::1", "fd77:1::2")}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_kernel_answers_ping(setup: Setup, family: int) -> None:
+    link = setup.link
+    ours, theirs = ADDRESSES[family]
+    assert link.send([echo_request(ours, theirs, i) for i in range(3)]) == 3
+    answers: list[int] = []
+    deadline = time.monotonic() + 3
+    while len(answers) < 3 and time.monotonic() < deadline:
+        for data, _, _ in receive(link, 0.5):
+            header = ip.parse(data)
+            assert header is not None
+            message = data[header.transport_offset : header.end]
+            if header.protocol in (1, 58) and message[0] in (0, 129):
+                assert header.source == Endpoint.parse(theirs).address
+                answers.append(message[7])
+    assert answers == [0, 1, 2]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_kernel_sends_to_us(setup: Setup, family: int) -> None:
+    """The kernel resolves our address first, on an Ethernet: the link has to answer."""
+    link, server = setup.link, setup.server
+    with server.entered():
+        sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    with sock:
+        sock.sendto(b"hello", (ADDRESSES[family][0], 99))
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            for data, _, _ in receive(link, 0.5):
+                header = ip.parse(data)
+                if header is not None and header.protocol == 17:
+                    assert bytes(data[header.transport_offset + 8 : header.end]) == b"hello"
+                    return
+    pytest.fail("the datagram did not arrive")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_data_to_the_kernel(setup: Setup, family: int) -> None:
+    """Super-segments where the link takes them, and byte-exact in any case; the kernel finds no wrong checksum."""
+    link, server = setup.link, setup.server
+    ours, theirs = ADDRESSES[family]
+    peer = server.serve("::" if family == 6 else "0.0.0.0", protocol="tcp", rcvbuf=4_000_000)
+    connection = BareTcp(link, ours, theirs, peer.port)
+    connection.connect()
+    content = pattern(1_000_000)
+    size = min(link.gso_max_bytes or MSS, 60_000)
+    for start in range(0, len(content), size):
+        connection.send(ACK | PSH, content[start : start + size])
+        while (connection.seq - connection.una) & 0xFFFFFFFF > 100_000:
+            assert connection.pump(), "no acknowledgement"
+    connection.send(FIN | ACK)
+    deadline = time.monotonic() + 5
+    while not connection.finished and time.monotonic() < deadline:
+        connection.pump(0.5)
+    result = peer.result()
+    assert (result["received"], result["error"]) == (len(content), "")
+    assert result["sha256"] == hashlib.sha256(content).hexdigest()
+    assert server.counters()["TcpInCsumErrors"] == 0
+    if link.gso_max_bytes:
+        # The kernel got them whole: far fewer segments than 1,000,000 / 1,400.
+        assert server.counters()["TcpInSegs"] < 100
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_data_from_the_kernel(setup: Setup, family: int) -> None:
+    link, server = setup.link, setup.server
+    ours, theirs = ADDRESSES[family]
+    peer = server.serve("::" if family == 6 else "0.0.0.0", protocol="tcp", send_bytes=500_000)
+    connection = BareTcp(link, ours, theirs, peer.port)
+    connection.connect()
+    deadline = time.monotonic() + 10
+    while not connection.finished and time.monotonic() < deadline:
+        connection.pump(0.5)
+    connection.send(FIN | ACK)
+    assert bytes(connection.received) == pattern(500_000)
+    if link.gso_max_bytes:
+        assert max(size for size, _, _ in connection.sizes) > 4 * MSS
+        assert {gso_size for size, gso_size, _ in connection.sizes if size > MSS} == {MSS}
+        assert all(valid for _, _, valid in connection.sizes)
+    assert peer.result()["error"] == ""
+
+
+def test_interface_down_is_counted_not_raised(setup: Setup) -> None:
+    link = setup.link
+    link.send([echo_request(*ADDRESSES[4], 1)])
+    assert receive(link)
+    setup.near.ip(f"link set {link.name} down")
+    assert link.send([echo_request(*ADDRESSES[4], 1)]) == 1
+    assert link.receive() == []
+    assert link.counters["tun_send_eio" if setup.kind == "tun" else "packet_send_enetdown"] == 1
+    setup.near.ip(f"link set {link.name} up")
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        assert link.send([echo_request(*ADDRESSES[4], 1)]) == 1
+        if receive(link, 0.2):
+            return
+    pytest.fail("the link does not work again")
+
+
+def test_longer_than_the_mtu_is_dropped_and_counted(setup: Setup) -> None:
+    link = setup.link
+    link.send([echo_request(*ADDRESSES[4], 1)])
+    receive(link)  # the neighbour is known now
+    connection = BareTcp(link, *ADDRESSES[4], 9)
+    packet = connection.emit(ACK, bytes(1390))
+    packet.header = bytes(packet.header) + bytes(200)
+    packet.length += 200
+    assert link.send([packet]) == 1
+    assert link.counters == {f"{setup.kind}_send_too_long": 1}
+
+
+def test_only_our_packets_come_up(make_lab: MakeLab) -> None:
+    """Neither what the interface sends itself nor what is for other addresses is received."""
+    lab = make_lab(1, client_kernel=True)
+    with lab.client.entered():
+        link = PacketLink("c1", ["10.77.1.9/24"])
+        ours = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with lab.server.entered():
+        theirs = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.sendto(b"out", (lab.server_address(1), 7))
+        theirs.sendto(b"kernel's", (lab.client_address(1), 7))
+        theirs.sendto(b"ours", ("10.77.1.9", 7))
+        received = [bytes(data[28:]) for data, _, _ in receive(link)]
+        assert received == [b"ours"]
+        link.remove_address("10.77.1.9")
+        link.add_address("10.77.1.10/24")
+        theirs.sendto(b"no longer", ("10.77.1.9", 7))
+        theirs.sendto(b"again", ("10.77.1.10", 7))
+        assert [bytes(data[28:]) for data, _, _ in receive(link)] == [b"again"]
+        assert link.addresses == ["10.77.1.10/24"]
+    link.close()
+
+
+def test_neighbour_that_does_not_answer(make_lab: MakeLab) -> None:
+    """Three requests, a second apart, then the packets that waited are dropped."""
+    lab = make_lab(1)
+    with lab.client.entered():
+        link = PacketLink("c1", ["10.77.1.1/24"])
+    capture = lab.server.popen("tcpdump", "-ni", "s1", "-c", "2", "arp", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert capture.stderr is not None
+    while b"listening on" not in capture.stderr.readline():
+        assert capture.poll() is None
+    for _ in range(3):
+        link.send([echo_request("10.77.1.1", "10.77.1.77", 1)])
+        time.sleep(0.51)
+    output, _ = capture.communicate(timeout=5)
+    assert output.count(b"who-has 10.77.1.77 tell 10.77.1.1") == 2
+    assert link.neighbours() == {"10.77.1.77": ""}
+    link.close()
+
+
+def test_gateway(make_lab: MakeLab) -> None:
+    """A destination beyond the network is reached by way of the gateway, which forwards to its own other address."""
+    lab = make_lab(1)
+    lab.server.ip("addr add 192.0.2.1/32 dev lo")
+    with lab.client.entered():
+        link = PacketLink("c1", ["10.77.1.1/24"], gateways=["10.77.1.2"])
+    link.send([echo_request("10.77.1.1", "192.0.2.1", 5)])
+    [(data, _, _)] = receive(link)
+    header = ip.parse(data)
+    assert header is not None
+    assert header.source == Endpoint.parse("192.0.2.1").address
+    assert list(link.neighbours()) == ["10.77.1.2"]
+    link.close()
+
+
+def test_capture_is_read_by_tshark(setup: Setup, tmp_path: Path) -> None:
+    if shutil.which("tshark") is None:
+        pytest.skip("tshark is not installed")
+    link, server = setup.link, setup.server
+    path = tmp_path / "capture.pcapng"
+    peer = server.serve("0.0.0.0", protocol="tcp", send_bytes=20_000)
+    with PcapWriter(path) as writer:
+        captured = PcapLink(link, writer)
+        captured.comment("the first packet")
+        connection = BareTcp(captured, *ADDRESSES[4], peer.port)
+        connection.connect()
+        connection.send(ACK | PSH, pattern(10_000))
+        deadline = time.monotonic() + 5
+        while not connection.finished and time.monotonic() < deadline:
+            connection.pump(0.5)
+        connection.send(FIN | ACK)
+    fields = [
+        "frame.comment",
+        "frame.packet_flags_direction",
+        "tcp.checksum.status",
+        "tcp.len",
+        "ip.len",
+        "_ws.malformed",
+    ]
+    words = [word for field in fields for word in ("-e", field)]
+    done = subprocess.run(
+        ["tshark", "-r", str(path), "-o", "tcp.check_checksum:TRUE", "-Y", "tcp", "-T", "fields", *words],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert rows[0][0] == "the first packet"
+    assert {row[2] for row in rows} == {"1"}, "wrong checksums"
+    if link.gso_max_bytes or setup.kind == "tun":
+        # Without vnet headers a packet socket shows what a device has merged, and does not say of what pieces.
+        assert max(int(row[4]) for row in rows) <= 1500
+    assert sum(int(row[3]) for row in rows if row[1] in ("1", "0x00000001")) == 20_000
+    assert sum(int(row[3]) for row in rows if row[1] in ("2", "0x00000002")) == 10_000
+    assert {row[5] for row in rows} == {""}
+
+
+def test_corruption_is_seen_by_the_kernel(setup: Setup) -> None:
+    link, server = setup.link, setup.server
+    peer = server.serve("0.0.0.0", protocol="tcp")
+    faulty = FaultLink(link, Entropy(1))
+    connection = BareTcp(faulty, *ADDRESSES[4], peer.port)
+    connection.connect()
+    faulty.outgoing.append(Fault(FaultKind.CORRUPT, when=lambda data: len(data) == 40 + MSS, limit=3))
+    connection.send(ACK | PSH, pattern(7000))
+    deadline = time.monotonic() + 3
+    while server.counters()["TcpInCsumErrors"] < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.counters()["TcpInCsumErrors"] == 3
+
+
+def test_tun_name_in_use(lab: Lab, tun: None) -> None:
+    with lab.server.entered():
+        first = TunLink("mptcp7")
+        assert first.name == "mptcp7"
+        with pytest.raises(ConfigurationError, match="mptcp7 is in use"):
+            TunLink("mptcp7")
+        first.close()
+        TunLink("mptcp7").close()
+
+
+def test_tun_routes(lab: Lab, tun: None) -> None:
+    with lab.server.entered():
+        link = TunLink(kernel_addresses=["10.99.0.1/32"], routes=["10.98.0.0/16", "fd98::/32"], mtu=1400)
+    assert link.mtu == 1400
+    link.send([echo_request("10.98.7.7", "10.99.0.1", 3)])
+    assert any(ip.parse(data).protocol == 1 for data, _, _ in receive(link))  # type: ignore[union-attr]
+    assert "fd98::/32" in lab.server.run("ip", "-6", "route")
+    link.close()
+    assert "fd98::/32" not in lab.server.run("ip", "-6", "route")
