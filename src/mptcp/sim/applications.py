@@ -122,12 +122,14 @@ class BulkSender(ConnectionApplication):
 
 
 class BulkReceiver(ConnectionApplication):
-    """Reads all there is and compares it with the pattern; closes its side after the end of the stream."""
+    """Reads all there is and compares it with the pattern; after the end of the stream it ends its own, unless
+    ``keep_open``."""
 
-    __slots__ = ("_buffer", "ended", "error_offset", "progress")
+    __slots__ = ("_buffer", "_keep_open", "ended", "error_offset", "progress")
 
-    def __init__(self, host: SimHost, connection: Connection) -> None:
+    def __init__(self, host: SimHost, connection: Connection, *, keep_open: bool = False) -> None:
         super().__init__(host, connection)
+        self._keep_open = keep_open
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
         self.ended = False
         self.error_offset = -1  # where the first wrong octet was
@@ -144,7 +146,8 @@ class BulkReceiver(ConnectionApplication):
             self.progress.add(count, now)
         if connection.eof and not self.ended:
             self.ended = True
-            connection.shutdown_write(now)
+            if not self._keep_open:
+                connection.shutdown_write(now)
 
     @property
     def is_exact(self) -> bool:

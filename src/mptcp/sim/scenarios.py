@@ -70,6 +70,7 @@ class Outcome:
     server_multipath: bool
     server_fallback: str
     digest: str
+    paths_used: int  # that have carried at least a fiftieth of the octets
     errors: list[str] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
 
@@ -79,7 +80,7 @@ class Outcome:
             "stream": self.stream,
             "client": _kind(self.report.is_multipath, self.report.fallback_reason),
             "server": _kind(self.server_multipath, self.server_fallback),
-            "paths_used": sum(subflow.share >= 0.02 for subflow in self.report.subflows),
+            "paths_used": self.paths_used,
             "stall": _stall(self.report.longest_stall_us),
             "errors": self.errors,
         }
@@ -164,13 +165,15 @@ def upload(
         return not (acceptor.accepted and isinstance(acceptor.accepted[0], BulkReceiver) and acceptor.accepted[0].ended)
 
     setup.world.run(until=LIMIT_US, while_=unfinished)
-    # The end of the stream is acknowledged and seen by the client, too.
-    setup.world.run(until=setup.world.now + SECOND // 4)
     receiver = next((a for a in acceptor.accepted if isinstance(a, BulkReceiver)), None)
     if receiver is None:
         receiver = BulkReceiver(setup.client_host, client)  # nobody was accepted: nothing was received
     server = receiver.connection
     figures = report(client, receiver.progress, paths=setup.paths)
+    carried = [path.forward.bytes_delivered for path in setup.paths]
+    used = sum(octets * 50 >= sum(carried) for octets in carried)
+    # The end of the stream is acknowledged and seen by the client, too.
+    setup.world.run(until=setup.world.now + SECOND // 4)
     if receiver.error_offset >= 0:
         stream = f"altered at {receiver.error_offset}"
     elif receiver.progress.total != topology.octets or not receiver.ended:
@@ -191,6 +194,7 @@ def upload(
         server.is_multipath,
         server.fallback_reason,
         trace_of.digest if trace_of is not None else "",
+        used,
         errors,
         counters,
     )

@@ -127,7 +127,7 @@ class Pair:
         when (``progress``). Once for each direction of a connection."""
         source, destination = self._ends(from_client)
         sender = BulkSender(source[0], source[1], total)
-        receiver = BulkReceiver(destination[0], destination[1])
+        receiver = BulkReceiver(destination[0], destination[1], keep_open=True)
         destination[0].attach(destination[1], receiver)
         source[0].attach(source[1], sender)
         self.run(
