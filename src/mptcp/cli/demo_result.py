@@ -88,37 +88,45 @@ class Arrivals:
 def print_result(result: DemoResult, console: Console) -> None:
     """The end of the demo: verified or not, and the table."""
     if result.is_verified:
-        console.print(f"[green]✓[/] SHA-256 verified: {result.sha256}", highlight=False)
+        verdict = f"[green]✓[/] SHA-256 verified: {result.sha256}"
     else:
-        console.print(
-            f"[red]✗[/] SHA-256 differs: {result.sha256 or 'nothing'} instead of {result.expected_sha256}",
-            highlight=False,
-        )
-    table = Table(
-        title=f"{figures.octets(result.size_bytes)} from {result.peer} in {result.seconds:.1f} s", title_justify="left"
-    )
+        verdict = f"[red]✗[/] SHA-256 differs: {result.sha256 or 'nothing'} instead of {result.expected_sha256}"
+    console.print(verdict, highlight=False, soft_wrap=True)
+    summary = f"{figures.octets(result.size_bytes)} in {result.seconds:.1f} s from {result.peer}"
+    console.print(summary, highlight=False, soft_wrap=True)
+    console.print(result_table(result))
+    if result.peer_counters:
+        facts = ", ".join(f"{value} {name}" for name, value in result.peer_counters.items())
+        console.print(f"The kernel's own counters: {facts}", highlight=False, style="dim", soft_wrap=True)
+
+
+def result_table(result: DemoResult) -> Table:
+    """Octets per path, goodput against each path alone, the longest stall."""
+    table = Table()
     table.add_column("")
-    for name in ("limit", "alone", "carried here", "share"):
-        table.add_column(name, justify="right")
+    for name in ("limit", "alone", "in this transfer"):
+        table.add_column(name, justify="right", no_wrap=True)
     total = sum(path.bytes_received for path in result.paths) or 1
     for path in result.paths:
-        table.add_row(
-            path.name + (" (cut)" if path.was_cut else ""),
-            figures.rate(path.limit_bits),
-            figures.rate(path.alone_bits),
-            figures.octets(path.bytes_received),
-            f"{100 * path.bytes_received / total:.0f} %",
-        )
+        share = f"{figures.octets(path.bytes_received)} ({100 * path.bytes_received / total:.0f} %)"
+        name = path.name + (", cut half-way" if path.was_cut else "")
+        table.add_row(name, figures.rate(path.limit_bits), figures.rate(path.alone_bits), share)
     table.add_section()
-    alone = [path.alone_bits for path in result.paths]
+    alone, limits = [path.alone_bits for path in result.paths], [path.limit_bits for path in result.paths]
     both = result.before_cut_bits
     table.add_row(
-        "both paths, until the cut", figures.rate(sum(path.limit_bits for path in result.paths)), figures.rate(both)
+        "both, until the cut",
+        figures.rate(sum(limits)),
+        f"{figures.rate(sum(alone))} added up",
+        f"{figures.rate(both)} ({both / (max(alone) or 1):.2f} × the best alone)",
     )
-    table.add_row("", "", f"{both / max(alone):.2f} × the best, {both / sum(alone):.2f} × the sum")
-    table.add_row("after the cut", "", figures.rate(result.after_cut_bits))
-    table.add_row("longest stall", "", f"{result.longest_stall_s * 1000:.0f} ms")
-    console.print(table)
-    if result.peer_counters:
-        facts = ", ".join(f"{name} {value}" for name, value in result.peer_counters.items())
-        console.print(f"The kernel's own counters: {facts}", highlight=False, style="dim")
+    left = [path for path in result.paths if not path.was_cut]
+    if len(left) < len(result.paths):
+        table.add_row(
+            "after the cut",
+            figures.rate(sum(path.limit_bits for path in left)),
+            figures.rate(sum(path.alone_bits for path in left)),
+            figures.rate(result.after_cut_bits),
+        )
+    table.add_row("longest stall", "", "", f"{result.longest_stall_s * 1000:.0f} ms")
+    return table

@@ -114,9 +114,11 @@ def run(size_bytes: int, rates_mbit: Sequence[float], console: Console) -> DemoR
 
     next_snapshot = [0.0]
     snapshot: list[list[SubflowInfo]] = [[]]
-    scene = Scene(rates_mbit, size_bytes, on_data)
-    display = TransferDisplay("simulated file", console=console, clock_us=lambda: scene.world.now)
+    display = TransferDisplay("simulated file", console=console, clock_us=lambda: scene.world.now if started else 0)
     display.total = size_bytes
+    started: list[bool] = []
+    scene = Scene(rates_mbit, size_bytes, on_data)
+    started.append(True)
     with display:
         display.watch(lambda: snapshot[0])
         scene.run()
