@@ -257,13 +257,11 @@ def process_ack(connection: Connection, segment: Segment, seq: int, ack: int, no
     ):
         connection.window_seq = seq
         connection.window_ack = ack
-        same_window = field == connection.last_window_field
         connection.last_window_field = field
         if window > connection.max_window:
             connection.max_window = window
     else:
         window = -1  # an old segment: what it says of the window is out of date
-        same_window = True
     options = segment.options
     wire_blocks = options.sack_blocks
     blocks: Sequence[tuple[int, int]] = ()
@@ -273,12 +271,10 @@ def process_ack(connection: Connection, segment: Segment, seq: int, ack: int, no
     if ack > una and connection.timestamps.enabled and options.timestamp_value is not None:
         rtt_us = connection.timestamps.echo_rtt_us(options.timestamp_echo, now)
     ece = connection.ecn is not None and segment.flags & ECE != 0
-    # RFC 5681 §2: a duplicate acknowledgement has no data, no SYN or FIN, and the same window as the one before it.
-    # RFC 8684 §3: one that carries MPTCP signalling must not be counted as such, unless SACK says the same
-    pure = segment.length == 0 and same_window and not segment.flags & FIN and (not options.mptcp or bool(blocks))
-    acked = sender.handle_ack(
-        ack, window, now, sack_blocks=blocks, rtt_echo_us=rtt_us, ece=ece, pure=pure
-    )
+    # RFC 5681 §2: a duplicate acknowledgement has no data, no SYN or FIN (that the window is the same is for the sender
+    # to see). RFC 8684 §3: one with MPTCP signalling must not be counted as such, unless SACK says the same
+    pure = segment.length == 0 and not segment.flags & FIN and (not options.mptcp or bool(blocks))
+    acked = sender.handle_ack(ack, window, now, sack_blocks=blocks, rtt_echo_us=rtt_us, ece=ece, pure=pure)
     if acked <= 0:
         return
     if connection.user_timeout is not None:
