@@ -139,7 +139,8 @@ class LossRecovery(SenderState):
         echo_us = now - rtt_echo_us if rtt_echo_us >= 0 else -1
         rtt_us = self._take_sample(arrived, advanced, rtt_echo_us, flight, now)
         if arrived:
-            self._rack.on_delivered(arrived, now, self.rtt.min_us, echo_us)
+            # An ACK that does not advance echoes the last segment in order, not the one it reports (RFC 7323 §4.3).
+            self._rack.on_delivered(arrived, now, self.rtt.min_us, echo_us if advanced else -1)
         duplicate = plain and not advanced and ack == una != self.nxt and not ece
         if not self.sack_enabled:
             delivered = self._count_duplicates(duplicate, size)
