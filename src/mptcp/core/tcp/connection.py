@@ -17,7 +17,7 @@ from mptcp.core.tcp.extension import Extension, Verdict
 from mptcp.core.tcp.keepalive import Keepalive
 from mptcp.core.tcp.path_mtu import PathMtu
 from mptcp.core.tcp.receive_buffer import ReceiveBuffer
-from mptcp.core.tcp.receive_window import BufferTuner
+from mptcp.core.tcp.receive_window import MAX_UNSCALED_WINDOW, BufferTuner
 from mptcp.core.tcp.receiver import Receiver
 from mptcp.core.tcp.states import SENDING, TRANSITIONS, WRITABLE, State
 from mptcp.core.tcp.timestamps import TIMESTAMP_OPTION_BYTES, Timestamps
@@ -346,7 +346,7 @@ class Connection:
             return
         receiver = self.receiver
         current = receiver.window.edge - receiver.nxt
-        free = self.receive_room()
+        free = min(self.receive_room(), MAX_UNSCALED_WINDOW << receiver.window.scale)
         # RFC 9293 §3.8.6.2.2, and no acknowledgement merely for a window that is wide open already
         if free >= 2 * current and free - current >= self.window_step(free):
             receiver.ack.due = True
