@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 from mptcp.cli.file_server import FileServer
 from mptcp.cli.link_option import Address, LinkSpec
@@ -57,7 +58,7 @@ class Stack:
         self.user_stack.close(DRAIN_S)
         self._exits.close()
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

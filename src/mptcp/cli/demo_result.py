@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -102,24 +103,20 @@ def print_result(result: DemoResult, console: Console) -> None:
 
 def result_table(result: DemoResult) -> Table:
     """Octets per path, goodput against each path alone, the longest stall."""
-    table = Table()
-    table.add_column("")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
     for name in ("limit", "alone", "in this transfer"):
         table.add_column(name, justify="right", no_wrap=True)
     total = sum(path.bytes_received for path in result.paths) or 1
     for path in result.paths:
         share = f"{figures.octets(path.bytes_received)} ({100 * path.bytes_received / total:.0f} %)"
-        name = path.name + (", cut half-way" if path.was_cut else "")
+        name = path.name + (" (cut half-way)" if path.was_cut else "")
         table.add_row(name, figures.rate(path.limit_bits), figures.rate(path.alone_bits), share)
     table.add_section()
     alone, limits = [path.alone_bits for path in result.paths], [path.limit_bits for path in result.paths]
     both = result.before_cut_bits
-    table.add_row(
-        "both, until the cut",
-        figures.rate(sum(limits)),
-        f"{figures.rate(sum(alone))} added up",
-        f"{figures.rate(both)} ({both / (max(alone) or 1):.2f} × the best alone)",
-    )
+    table.add_row("both, until the cut", figures.rate(sum(limits)), figures.rate(sum(alone)), figures.rate(both))
+    table.add_row("against the best alone", "", "", f"{both / (max(alone) or 1):.2f} ×")
     left = [path for path in result.paths if not path.was_cut]
     if len(left) < len(result.paths):
         table.add_row(
