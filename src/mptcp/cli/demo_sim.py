@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -33,16 +32,16 @@ _READ_BYTES = 64 * KIB
 class HashingReceiver(ConnectionApplication):
     """Reads all there is: its SHA-256, when it came, and a call for every arrival."""
 
-    __slots__ = ("_buffer", "_on_data", "arrivals", "digest", "ended", "total")
+    __slots__ = ("_buffer", "arrivals", "digest", "ended", "on_data", "total")
 
-    def __init__(self, host: SimHost, connection: Connection, on_data: Any) -> None:
+    def __init__(self, host: SimHost, connection: Connection) -> None:
         super().__init__(host, connection)
         self.arrivals = Arrivals()
         self.digest = hashlib.sha256()
         self.total = 0
         self.ended = False
         self._buffer = memoryview(bytearray(_READ_BYTES))
-        self._on_data = on_data
+        self.on_data: Callable[[int], None] = lambda total: None
 
     def on_ready(self, now: int) -> None:
         connection = self.connection
@@ -51,7 +50,7 @@ class HashingReceiver(ConnectionApplication):
             self.digest.update(self._buffer[:count])
             self.total += count
             self.arrivals.add(self.total, now)
-        self._on_data(self.total)
+        self.on_data(self.total)
         if not self.ended and (connection.eof or connection.error is not None):
             self.ended = True
             connection.shutdown_write(now)
@@ -60,7 +59,7 @@ class HashingReceiver(ConnectionApplication):
 class Scene:
     """A world with one client and one server and a path per rate; the client fetches ``size`` octets."""
 
-    def __init__(self, rates_mbit: Sequence[float], size: int, on_data: Any) -> None:
+    def __init__(self, rates_mbit: Sequence[float], size: int) -> None:
         self.world = World(SEED)
         server, client = self.world.add_host("server"), self.world.add_host("client")
         self.paths = []
@@ -75,7 +74,7 @@ class Scene:
         listener = server.stack.listen(remote, self.world.now)  # type: ignore[attr-defined]
         server.attach(listener, Acceptor(server, listener, lambda host, connection: BulkSender(host, connection, size)))
         connection = client.stack.connect(remote, self.world.now)  # type: ignore[attr-defined]
-        self.receiver = HashingReceiver(client, connection, on_data)
+        self.receiver = HashingReceiver(client, connection)
         client.attach(connection, self.receiver)
 
     def run(self) -> None:
@@ -87,7 +86,7 @@ def run(size_bytes: int, rates_mbit: Sequence[float], console: Console) -> DemoR
     console.print(f"simulating a transfer of {figures.octets(size_bytes)} over two paths, in virtual time …")
     paths = []
     for number, rate in enumerate(rates_mbit, 1):
-        scene = Scene([rate], int(rate * MBIT / 8 * ALONE_SECONDS), lambda total: None)
+        scene = Scene([rate], int(rate * MBIT / 8 * ALONE_SECONDS))
         scene.run()
         arrivals = scene.receiver.arrivals
         alone = arrivals.rate_bits(arrivals.first_us + SETTLE_US, arrivals.last_us)
@@ -114,11 +113,10 @@ def run(size_bytes: int, rates_mbit: Sequence[float], console: Console) -> DemoR
 
     next_snapshot = [0.0]
     snapshot: list[list[SubflowInfo]] = [[]]
-    display = TransferDisplay("simulated file", console=console, clock_us=lambda: scene.world.now if started else 0)
+    scene = Scene(rates_mbit, size_bytes)
+    scene.receiver.on_data = on_data
+    display = TransferDisplay("simulated file", console=console, clock_us=lambda: scene.world.now)
     display.total = size_bytes
-    started: list[bool] = []
-    scene = Scene(rates_mbit, size_bytes, on_data)
-    started.append(True)
     with display:
         display.watch(lambda: snapshot[0])
         scene.run()
