@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from mptcp.core.tcp import handshake
 from mptcp.core.tcp.extension import Verdict
 from mptcp.core.tcp.states import RECEIVING, State
+from mptcp.core.wire.mptcp_options import Dss
 from mptcp.core.wire.segment import ACK, ECE, FIN, RST, SYN, URG, Payload, Segment
 from mptcp.core.wire.sequence import MASK32, unwrap32
 from mptcp.errors import ConnectionAborted, ConnectionRefused, ConnectionWasReset
@@ -272,8 +273,12 @@ def process_ack(connection: Connection, segment: Segment, seq: int, ack: int, no
         rtt_us = connection.timestamps.echo_rtt_us(options.timestamp_echo, now)
     ece = connection.ecn is not None and segment.flags & ECE != 0
     # RFC 5681 §2: a duplicate acknowledgement has no data, no SYN or FIN (that the window is the same is for the sender
-    # to see). RFC 8684 §3: one with MPTCP signalling must not be counted as such, unless SACK says the same
-    pure = segment.length == 0 and not segment.flags & FIN and (not options.mptcp or bool(blocks))
+    # to see)
+    pure = segment.length == 0 and not segment.flags & FIN
+    if pure and options.mptcp and not blocks:
+        # RFC 8684 §3.4.1: "an MPTCP implementation MUST NOT treat duplicate ACKs with any MPTCP option, with the
+        # exception of the DSS option, as indications of congestion"
+        pure = all(isinstance(option, Dss) for option in options.mptcp)
     acked = sender.handle_ack(ack, window, now, sack_blocks=blocks, rtt_echo_us=rtt_us, ece=ece, pure=pure)
     if acked <= 0:
         return

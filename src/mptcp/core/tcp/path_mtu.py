@@ -17,6 +17,8 @@ RAISE_AFTER_ICMP_US: Final = 600 * SECOND
 RAISE_AFTER_RAISE_US: Final = 120 * SECOND
 #: After a black hole; doubled with each failed attempt to get out of it.
 RAISE_AFTER_BLACK_HOLE_US: Final = 10 * SECOND
+#: A plateau that is hardly larger than what is in use is not worth a trial of its own.
+WORTH_TRYING_BYTES: Final = 32
 #: So many timeouts in a row, with full-sized segments outstanding, are taken for a black hole.
 BLACK_HOLE_TIMEOUTS: Final = 3
 #: RFC 4821 §7.2 has probing start from 1024 octets of payload; it is also where a suspected black hole leads first.
@@ -81,7 +83,7 @@ class PathMtu:
 
     def handle_raise(self, nxt: int, now: int) -> bool:
         """``raise_at`` has come: a larger size goes on trial, from number ``nxt`` on. True: ``mtu`` has changed."""
-        larger = [p for p in PLATEAUS if self.mtu < p < self.link_mtu]
+        larger = [p for p in PLATEAUS if self.mtu + WORTH_TRYING_BYTES < p < self.link_mtu]
         if self.mtu >= self.link_mtu:
             self.raise_at = NEVER
             return False
