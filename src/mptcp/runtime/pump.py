@@ -64,6 +64,7 @@ class Pump:
         self.forked = False
         self.unusable = False  # closed, forked or failed: one flag for the hot path
         self.failure: Exception | None = None  # a bug of ours ended the background thread
+        self._driver_ready: Callable[[], bool] | None = None  # what the application's thread that drives waits for
         self.drives = 0  # how often a driver has begun
         self.driver: Seat | None = None
         self.orphans: list[Connection | Listener] = []  # to be closed: what forgotten sockets have left
@@ -97,8 +98,10 @@ class Pump:
         self._transmit(now)
         self._notify()
         driver = self.driver
-        if driver is not None and driver.asleep_until > self._deadline():
-            driver.rouse()
+        if driver is not None and driver.asleep_until:
+            ready = self._driver_ready
+            if driver.asleep_until > self._deadline() or (ready is not None and ready()):
+                driver.rouse()
         return now
 
     def wait(self, source: Source, ready: Callable[[], bool], deadline: int = NEVER) -> bool:
@@ -164,11 +167,11 @@ class Pump:
             finally:
                 self._relock()
                 seat.asleep_until = 0
+            if self.closed or self.driver is not seat:
+                return  # the next driver finds what there is: its poller is level-triggered, too
             now = self.clock()
         else:
             events = seat.poll(0)
-        if self.closed:
-            return
         if self.orphans:
             self._close_orphans(now)
         for fd, mask in events:
@@ -203,6 +206,7 @@ class Pump:
                     seat.watch(port.fd, port.wants_write)
             self._seats.append(seat)
         self.driver = seat
+        self._driver_ready = None
         self.drives += 1
         return seat
 
@@ -234,11 +238,13 @@ class Pump:
 
     def _drive(self, ready: Callable[[], bool], deadline: int) -> None:
         seat = self.take_seat()
+        self._driver_ready = ready
         try:
             while self.driver is seat and not self.closed and not ready() and self.clock() < deadline:
                 self.step(seat, deadline)
         finally:
             if self.leave_seat(seat):
+                self._driver_ready = None
                 regular = self._served == threading.get_ident() and self._services >= REGULAR_SERVICES
                 # A regular will be back at once: to hand the seat over and to take it back would be two switches.
                 # Should it not come, the background thread notices.

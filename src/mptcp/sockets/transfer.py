@@ -196,7 +196,8 @@ class Transfer(SocketState):
         total = sum(map(len, views))
         with self._pump.lock:
             if self._timeout is None and not flags & std.MSG_DONTWAIT:
-                return sum(self._write_all(view, flags, deadline_after(None, 0)) for view in views)
+                self._gather_all(views, flags)
+                return total
             connection = self._for_writing(flags, -1)
             taken = self._gather(connection, views)
             if not taken and total:
@@ -274,6 +275,19 @@ class Transfer(SocketState):
             # The connection keeps what it is given until it is acknowledged, and the caller may change this one.
             return connection.write(bytes(piece), self._pump.clock())
         return connection.write(piece, self._pump.clock())
+
+    def _gather_all(self, views: list[memoryview], flags: int) -> None:
+        """As one piece, as far as there is room: small buffers then share a segment."""
+        deadline = deadline_after(None, 0)
+        for index, view in enumerate(views):
+            taken = self._write(self._for_writing(flags, deadline), view, 0)
+            if taken < len(view):
+                self._pump.flush()
+                for rest in (view[taken:], *views[index + 1 :]):
+                    self._write_all(rest, flags, deadline)
+                return
+        self._pump.flush()
+        self._show()
 
     def _gather(self, connection: Connection, views: list[memoryview]) -> int:
         total = 0

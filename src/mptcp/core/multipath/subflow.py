@@ -174,13 +174,13 @@ class Subflow(Extension):
             # Does not fit beside what else this ACK carries: a later pure ACK takes it.
             return (Dss(receiver.nxt, receiver.wide_ack),) if room >= 12 else ()
         self.signals.pop(0)
-        if self.signals:
+        fits = room - size >= 12
+        if self.signals or not fits:
+            # Also for the DATA_ACK that finds no room beside a long ADD_ADDR: the peer's data waits for it.
             self.tcp.send_ack()
-        else:
+        if not self.signals:
             self.signals = None
-        if room - size >= 12:
-            return option, Dss(receiver.nxt, receiver.wide_ack)
-        return (option,)
+        return (option, Dss(receiver.nxt, receiver.wide_ack)) if fits else (option,)
 
     def data_options(self, record: Record, room: int) -> tuple[MptcpOption, ...]:
         mapping = record.mapping
