@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
@@ -56,9 +58,7 @@ def test_unequal_paths_give_090_of_the_sum_of_what_tcp_gets_on_each() -> None:
 
 @pytest.mark.slow
 def test_sixty_seconds_of_two_50_mbit_paths_run_faster_than_real_time() -> None:
-    import time
-
-    setup = Setup(Topology("", (path(50, 20), path(50, 20))))
+    setup = Setup(Topology("", (path(50, 20), path(50, 20))), gso_max_bytes=64_000)
     acceptor = setup.listen(BulkReceiver, OPTIONS)
     client = setup.connect(OPTIONS)
     setup.client_host.attach(client, BulkSender(setup.client_host, client))
