@@ -116,9 +116,10 @@ def finish(connection: Connection, now: int) -> None:
         subflow.close_reason = subflow.close_reason or "connection closed"
         if subflow.pending or not subflow.tcp.is_established:
             subflow.tcp.abort(now)
-        elif subflow.stale or subflow.tcp.sender.unacked_bytes > 0:
+        elif subflow.stale:
             # "any subflows where there is still outstanding data queued ... MAY be closed with a RST with an
-            # MP_TCPRST (Section 3.6) error code for "too much outstanding data""
+            # MP_TCPRST (Section 3.6) error code for "too much outstanding data"": where a timeout has shown that the
+            # path does not work, that is. What is merely on its way gets its acknowledgement and its FIN.
             subflow.reset_reason = MpTcprst(RST_TOO_MUCH_OUTSTANDING_DATA)
             subflow.tcp.abort(now)
         else:
