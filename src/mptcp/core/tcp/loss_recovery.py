@@ -146,6 +146,7 @@ class LossRecovery(SenderState):
             delivered = self._count_duplicates(duplicate, size)
 
         self._judge_episode(ack, advanced, duplicate, arrived, dsack, echo_us, now)
+        reducing = self.state in (SendState.RECOVERY, SendState.CWR)
         if self.state is not SendState.OPEN and una >= self._recovery_point:
             self._leave_recovery(now)
         if self._tlp.on_ack(ack, dsack, duplicate and not sack_blocks) and self.state is SendState.OPEN:
@@ -172,7 +173,10 @@ class LossRecovery(SenderState):
         if delivered > 0:
             if self.state in (SendState.RECOVERY, SendState.CWR):
                 self._reduce_proportionally(delivered)
-            elif size or self.sack_enabled:
+                self._may_guess = (
+                    self.state is SendState.RECOVERY and self.sack_enabled and not self.timestamps_enabled
+                )
+            elif (size or self.sack_enabled) and not reducing:
                 congestion = self.congestion
                 if self.state is SendState.LOSS and not self.sack_enabled:
                     # most of it may have arrived long ago: RFC 3465 §2.3 allows two segments per ACK then
@@ -316,6 +320,7 @@ class LossRecovery(SenderState):
         # RFC 6675 §5 (4.3): "Retransmit the first data segment presumed dropped", whatever the window says
         self._probe = Probe.HEAD
         self._tlp.reset()
+        self._rescue_point = -1
         self._rto_at = now + self.rtt.timeout_us
 
     def _leave_recovery(self, now: int) -> None:
@@ -324,6 +329,7 @@ class LossRecovery(SenderState):
         if self.state is not SendState.CWR:
             self._rack.on_recovery_exit()
         self.state = SendState.OPEN
+        self._may_guess = False
         if self._dupacks is not None:
             self._dupacks.reset()
         if self._frto is not None:
@@ -446,6 +452,7 @@ class LossRecovery(SenderState):
         congestion.on_timeout(now, self.nxt - self.una, not again)
         self.cwr_pending = True
         self.state = SendState.LOSS
+        self._may_guess = False
         self._recovery_point = self.nxt
         if self._dupacks is not None:
             self._dupacks.reset()

@@ -26,6 +26,8 @@ class Prr:
         if pipe_bytes > ssthresh_bytes:
             # RFC 6937 §3: "sndcnt = CEIL(prr_delivered * ssthresh / RecoverFS) - prr_out"
             count = -(-self.delivered * ssthresh_bytes // self.recover_flight) - self.out
+            # CEIL to whole segments, as in the figures of §3.1; the next acknowledgements make up for it
+            count = -(-count // mss) * mss
         else:
             # RFC 6937 §3: "limit = MAX(prr_delivered - prr_out, DeliveredData) + MSS; Attempt to catch up, as permitted
             # by limit: sndcnt = MIN(ssthresh - pipe, limit)" (PRR-SSRB)

@@ -137,8 +137,11 @@ class Sender(LossRecovery):
             if self.una == self.nxt and (self.upper_waiting or self._persist.at != NEVER):
                 self._update_persist(now)
                 self._set_deadline()
-            return None
-        return self._poll_new(now, -1)
+        else:
+            record = self._poll_new(now, -1)
+            if record is not None:
+                return record
+        return self._poll_unsure(now) if self._may_guess else None
 
     def _poll_again(self, now: int) -> Record | None:
         """What has to be sent again, or has to be sent as a probe."""
@@ -194,6 +197,39 @@ class Sender(LossRecovery):
                 return None
             queue.split(queue.index_of(lost.start), lost.start + size)
         return self._sent_again(lost, now)
+
+    def _poll_unsure(self, now: int) -> Record | None:
+        """NextSeg() rules (3) and (4) of RFC 6675 §4: what may be lost is sent again, to keep acknowledgements coming."""
+        self._may_guess = False
+        queue = self.queue
+        if self.congestion.cwnd_bytes - queue.in_flight < self.mss or not queue.in_flight:
+            return None
+        records = queue.records
+        index = queue.index_of(queue.scan_from)
+        while index < len(records) and (records[index].sacked or records[index].transmissions > 1):
+            index += 1
+        # RFC 6675 §4 (3): "if there exists an unSACKed sequence number 'S3' that meets the criteria for detecting loss
+        # given in steps (1.a) and (1.b) above (specifically excluding step (1.c)), then one segment of up to SMSS octets
+        # starting with S3 SHOULD be returned."
+        if index < len(records) and records[index].start < queue.highest_sacked:
+            record = records[index]
+            if record.length > self.mss:
+                queue.split(index, record.start + self.mss)
+            return self._sent_again(record, now)
+        # RFC 6675 §4 (4): "If HighACK is greater than RescueRxt (or RescueRxt is undefined), then one segment of up to
+        # SMSS octets that MUST include the highest outstanding unSACKed sequence number SHOULD be returned, and
+        # RescueRxt set to RecoveryPoint."
+        if self.una <= self._rescue_point:
+            return None
+        runs = queue.highest_runs(1)
+        index = len(records) - 1
+        if runs and runs[0][1] == self.nxt:
+            index = queue.index_of(runs[0][0]) - 1
+        self._rescue_point = self._recovery_point
+        record = records[index]
+        if record.length > self.mss:
+            record = queue.split(index, record.start + (record.length - 1) // self.mss * self.mss)
+        return self._sent_again(record, now)
 
     def _sent_again(self, record: Record, now: int) -> Record:
         size = record.end - record.start

@@ -68,6 +68,7 @@ class SenderState:
         "_mapped_head",
         "_max_flight",
         "_max_window",
+        "_may_guess",
         "_no_delay",
         "_persist",
         "_plain_sailing",
@@ -77,6 +78,7 @@ class SenderState:
         "_rack",
         "_recovery_point",
         "_reo_at",
+        "_rescue_point",
         "_rto_at",
         "_rto_max_us",
         "_send_buffer_bytes",
@@ -161,6 +163,8 @@ class SenderState:
         self._reo_at = NEVER
         self._recovery_point = first_seq - 1  # a state other than OPEN ends when this is acknowledged
         self._ecn_point = first_seq - 1  # no second reaction to ECN echoes before more than this is acknowledged
+        self._may_guess = False  # RFC 6675 §4 NextSeg() (3), (4): once per acknowledgement in recovery
+        self._rescue_point = -1  # RescueRxt
         self._frto_room = 0  # octets of new data that F-RTO still lets out
         self._cwnd_limited = False
         self._max_flight = 0
