@@ -1,9 +1,6 @@
 """Further subflows with MP_JOIN (RFC 8684 §3.2)."""
 
-from mptcp.core.multipath.config import ConnectionConfig
-from mptcp.core.multipath.connection import Connection
 from mptcp.core.multipath.keys import join_hmac, token_of
-from mptcp.core.path_managers.base import PathManager
 from mptcp.core.wire.mptcp_options import (
     RST_ADMINISTRATIVELY_PROHIBITED,
     RST_LACK_OF_RESOURCES,
@@ -17,36 +14,12 @@ from mptcp.core.wire.mptcp_options import (
 from mptcp.core.wire.segment import ACK, RST, SYN
 from mptcp.info import Endpoint, SubflowState
 from mptcp.testing import builders
-from mptcp.testing.peer import PEER_KEY, PEER_NONCE, ScriptedPeer
-from mptcp.testing.scripted import PEER_ADDRESS, ScriptedHost
-
-QUIET = ConnectionConfig(path_manager=PathManager)
-
-
-def server_with_connection(config: ConnectionConfig = QUIET) -> tuple[ScriptedHost, ScriptedPeer, Connection]:
-    host = ScriptedHost()
-    listener = host.listen(80, options=config)
-    peer = ScriptedPeer.connects(host, 80)
-    peer.sends(b"x")
-    connection = listener.accept()
-    assert connection is not None
-    assert connection.read(1) == b"x"
-    peer.takes()
-    return host, peer, connection
-
-
-def client_with_connection(config: ConnectionConfig = QUIET) -> tuple[ScriptedHost, ScriptedPeer, Connection]:
-    host = ScriptedHost()
-    host.add_interface("10.0.1.1")
-    connection = host.connect(options=config)
-    peer = ScriptedPeer.accepts(host)
-    peer.acknowledges()
-    peer.takes()
-    return host, peer, connection
-
+from mptcp.testing.peer import PEER_KEY, PEER_NONCE
+from mptcp.testing.scripted import PEER_ADDRESS
+from mptcp.testing import connected
 
 def test_peer_joins_and_data_flows_on_both_subflows() -> None:
-    _, peer, connection = server_with_connection()
+    _, peer, connection = connected.server()
     second = peer.joins(address="10.0.1.2")
     # RFC 8684 §3.2: "receipt of this packet MUST trigger a regular TCP ACK in response"
     (fourth,) = second.takes()
@@ -60,7 +33,7 @@ def test_peer_joins_and_data_flows_on_both_subflows() -> None:
 
 
 def test_join_with_unknown_token_is_reset() -> None:
-    host, *_ = server_with_connection()
+    host, *_ = connected.server()
     host.receives(builders.syn(MpJoinSyn(0xDEADBEEF, 1, 1)), source=Endpoint.parse("10.0.1.2", 5000))
     (rst,) = host.sends()
     assert rst.flags & RST
@@ -70,7 +43,7 @@ def test_join_with_unknown_token_is_reset() -> None:
 
 def test_join_is_found_by_token_not_by_port() -> None:
     # RFC 8684 §3.2: "Demultiplexing subflow SYNs MUST be done using the token"
-    host, peer, connection = server_with_connection()
+    host, peer, connection = connected.server()
     second = peer.joins(address="10.0.1.2", remote=Endpoint(host.local.address, 9999))
     assert second.takes()
     assert len(connection.subflows()) == 2
@@ -78,7 +51,7 @@ def test_join_is_found_by_token_not_by_port() -> None:
 
 def test_join_ack_with_a_wrong_hmac_is_reset() -> None:
     # RFC 8684 §3.2: "If Host B does not receive the expected HMAC ... it MUST close the subflow with a TCP RST."
-    host, peer, connection = server_with_connection()
+    host, peer, connection = connected.server()
     assert peer.host_key is not None
     source = Endpoint.parse("10.0.1.2", 5000)
     host.receives(builders.syn(MpJoinSyn(token_of(peer.host_key), PEER_NONCE, 1)), source=source)
@@ -94,7 +67,7 @@ def test_join_ack_with_a_wrong_hmac_is_reset() -> None:
 
 
 def test_join_ack_without_option_is_reset() -> None:
-    host, peer, connection = server_with_connection()
+    host, peer, connection = connected.server()
     assert peer.host_key is not None
     source = Endpoint.parse("10.0.1.2", 5000)
     host.receives(builders.syn(MpJoinSyn(token_of(peer.host_key), PEER_NONCE, 1)), source=source)
@@ -106,7 +79,7 @@ def test_join_ack_without_option_is_reset() -> None:
 
 
 def test_joins_beyond_the_limit_are_refused_for_lack_of_resources() -> None:
-    host, peer, connection = server_with_connection(QUIET.changed(max_subflows=2))
+    host, peer, connection = connected.server(connected.QUIET.changed(max_subflows=2))
     peer.joins(address="10.0.1.2").takes()
     assert peer.host_key is not None
     host.sends()
@@ -119,7 +92,7 @@ def test_joins_beyond_the_limit_are_refused_for_lack_of_resources() -> None:
 
 
 def test_flag_c_means_no_joins_to_the_initial_address() -> None:  # RFC 8684 §3.1
-    host, peer, _ = server_with_connection(QUIET.changed(deny_join_initial=True))
+    host, peer, _ = connected.server(connected.QUIET.changed(deny_join_initial=True))
     assert peer.host_key is not None
     host.receives(
         builders.syn(MpJoinSyn(token_of(peer.host_key), PEER_NONCE, 1)), source=Endpoint.parse("10.0.1.2", 5000),
@@ -130,7 +103,7 @@ def test_flag_c_means_no_joins_to_the_initial_address() -> None:  # RFC 8684 §3
 
 
 def test_client_joins_from_its_second_address_with_the_same_port() -> None:  # RFC 8684 §3.2, §3.9.1
-    host, peer, connection = client_with_connection()
+    host, peer, connection = connected.client()
     subflow_id = connection.open_subflow(Endpoint.parse("10.0.1.1"), connection.remote, host.now)
     host.poll()
     (sent,) = host.sends_to()
@@ -168,7 +141,7 @@ def test_client_joins_from_its_second_address_with_the_same_port() -> None:  # R
 
 def test_syn_ack_with_a_wrong_hmac_is_reset() -> None:
     # RFC 8684 §3.2: "Host A MUST close the subflow with a TCP RST"
-    host, _, connection = client_with_connection()
+    host, _, connection = connected.client()
     connection.open_subflow(Endpoint.parse("10.0.1.1"), connection.remote, host.now)
     host.poll()
     (syn,) = host.sends()
@@ -181,7 +154,7 @@ def test_syn_ack_with_a_wrong_hmac_is_reset() -> None:
 
 def test_syn_ack_without_mp_join_is_reset() -> None:
     # RFC 8684 §3.2: "If the SYN/ACK as received at Host A does not have an MP_JOIN option, Host A MUST close the subflow"
-    host, _, connection = client_with_connection()
+    host, _, connection = connected.client()
     connection.open_subflow(Endpoint.parse("10.0.1.1"), connection.remote, host.now)
     host.poll()
     (syn,) = host.sends()
@@ -193,7 +166,7 @@ def test_syn_ack_without_mp_join_is_reset() -> None:
 
 
 def test_backup_flag_of_the_joiner_is_obeyed() -> None:  # RFC 8684 §3.3.8
-    _, peer, connection = server_with_connection()
+    _, peer, connection = connected.server()
     second = peer.joins(address="10.0.1.2", backup=True)
     second.takes()
     connection.write(bytes(1000), connection.environment.now)
@@ -203,7 +176,7 @@ def test_backup_flag_of_the_joiner_is_obeyed() -> None:  # RFC 8684 §3.3.8
 
 def test_options_lost_on_a_joined_subflow_close_it() -> None:
     # RFC 8684 §3.7: an ACK for data without DSS on an additional subflow: "the host MUST close the subflow with a RST"
-    host, peer, connection = server_with_connection()
+    host, peer, connection = connected.server()
     second = peer.joins(address="10.0.1.2")
     second.takes()
     peer.window = 0

@@ -6,6 +6,11 @@ from mptcp.core.multipath.reorder import ReorderQueue
 from mptcp.core.tcp.connection import StreamReceiver
 from mptcp.core.tcp.receive_buffer import ReceiveBuffer
 from mptcp.core.tcp.receive_window import BufferTuner
+from mptcp.core.wire.sequence import MASK32, MASK64
+
+
+#: The window opens by no less, unless the buffer is tiny.
+WINDOW_STEP = 1460
 
 
 class DataReceiver(StreamReceiver):
@@ -84,11 +89,17 @@ class DataReceiver(StreamReceiver):
         self.nxt = self.fin_dsn + 1
         self.fin_received = True
 
+    @property
+    def data_ack(self) -> tuple[int, bool]:
+        """The DATA_ACK as on the wire, and whether it has eight octets."""
+        return (self.nxt & MASK64, True) if self.wide_ack else (self.nxt & MASK32, False)
+
     # --- the window -----------------------------------------------------------------------------------------------
     def window(self) -> int:
         """Octets to advertise beyond the DATA_ACK."""
         # RFC 8684 §3.3.4: "a receiver MUST NOT shrink the right edge of the receive window"
         edge = self.nxt + self.tuner.size - self.buffer.length
-        if edge > self.edge:
+        # RFC 9293 §3.8.6.2.2, silly window syndrome: by a segment or half the buffer at least, or not at all
+        if edge - self.edge >= min(WINDOW_STEP, self.tuner.size >> 1):
             self.edge = edge
         return max(0, self.edge - self.nxt)

@@ -32,7 +32,7 @@ from mptcp.core.wire.mptcp_options import (
     RemoveAddr,
 )
 from mptcp.core.wire.segment import ACK, FIN, RST, Segment
-from mptcp.core.wire.sequence import unwrap32, unwrap64
+from mptcp.core.wire.sequence import MASK64, unwrap32, unwrap64
 from mptcp.info import PathInfo, SubflowState
 
 if TYPE_CHECKING:
@@ -149,7 +149,6 @@ class Subflow(Extension):
             if self.role is Role.JOIN_CLIENT and room >= 24:
                 return (MpJoinAck(self._own_hmac()[:20]),)
         receiver = connection.data_receiver
-        wide = receiver.wide_ack
         if self.signals and self.signals[0] is not None:
             return self._signal_options(room)
         if self.fin_signal:
@@ -157,8 +156,8 @@ class Subflow(Extension):
             dsn = connection.data_sender.fin_dsn
             # RFC 8684 §3.3.3: a DATA_FIN without data has the subflow sequence number 0 and the length 1
             checksum = dss_checksum(dsn, 0, 1, ()) if connection.checksum else None
-            return (Dss(receiver.nxt, wide, dsn, True, 0, 1, checksum, True),)
-        return (Dss(receiver.nxt, wide),)
+            return (Dss(*receiver.data_ack, dsn & MASK64, True, 0, 1, checksum, True),)
+        return (Dss(*receiver.data_ack),)
 
     def _signal_options(self, room: int) -> tuple[MptcpOption, ...]:
         assert self.signals
@@ -172,7 +171,7 @@ class Subflow(Extension):
             size = 3 + len(option.address_ids) + 3 & ~3
         if size > room:
             # Does not fit beside what else this ACK carries: a later pure ACK takes it.
-            return (Dss(receiver.nxt, receiver.wide_ack),) if room >= 12 else ()
+            return (Dss(*receiver.data_ack),) if room >= 12 else ()
         self.signals.pop(0)
         fits = room - size >= 12
         if self.signals or not fits:
@@ -180,7 +179,7 @@ class Subflow(Extension):
             self.tcp.send_ack()
         if not self.signals:
             self.signals = None
-        return (option, Dss(receiver.nxt, receiver.wide_ack)) if fits else (option,)
+        return (option, Dss(*receiver.data_ack)) if fits else (option,)
 
     def data_options(self, record: Record, room: int) -> tuple[MptcpOption, ...]:
         mapping = record.mapping
@@ -202,7 +201,7 @@ class Subflow(Extension):
         # the sent segments has been acknowledged with a DSS option containing a Data ACK." Every segment has it here.
         return (
             Dss(
-                receiver.nxt, receiver.wide_ack, mapping.dsn, True, mapping.ssn, mapping.length, mapping.checksum,
+                *receiver.data_ack, mapping.dsn, True, mapping.ssn, mapping.length, mapping.checksum,
                 mapping.data_fin,
             ),
         )  # fmt: skip

@@ -345,7 +345,7 @@ class Connection:
         if self.state not in (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2):
             return
         receiver = self.receiver
-        current = receiver.window.edge - receiver.nxt
+        current = receiver.window.told - receiver.nxt
         free = min(self.receive_room(), MAX_UNSCALED_WINDOW << receiver.window.scale)
         # RFC 9293 §3.8.6.2.2, and no acknowledgement merely for a window that is wide open already
         if free >= 2 * current and free - current >= self.window_step(free):

@@ -62,8 +62,11 @@ def make_data(connection: Connection, record: Record, now: int) -> Segment:
             flags |= URG
             urgent = min(ahead, 0xFFFF)
     nxt = receiver.nxt
-    free = connection.receive_room()
-    field = receiver.window.advertise(nxt, free, connection.window_step(free))
+    if extension is None:
+        free = receiver.free_bytes
+        field = receiver.window.advertise(nxt, free, connection.window_step(free))
+    else:
+        field = receiver.window.advertise_shared(nxt, extension.receive_window())
     # an acknowledgement with SACK blocks that found no room, or duplicates a peer without SACK counts, still go alone
     if not sacks_left_out and not receiver.duplicate_acks_owed:
         receiver.handle_ack_sent()
@@ -117,8 +120,11 @@ def make_ack(connection: Connection, now: int, seq: int = -1) -> Segment:
         blocks = receiver.sack_blocks(sack_blocks_that_fit(room - padded_bytes(mptcp)))
     flags = ACK if connection.ecn is None else ACK | connection.ecn.data_flags()
     nxt = receiver.nxt
-    free = connection.receive_room()
-    field = receiver.window.advertise(nxt, free, connection.window_step(free))
+    if extension is None:
+        free = receiver.free_bytes
+        field = receiver.window.advertise(nxt, free, connection.window_step(free))
+    else:
+        field = receiver.window.advertise_shared(nxt, extension.receive_window())
     receiver.handle_ack_sent()
     connection.segments_sent += 1
     if seq < 0:

@@ -22,11 +22,25 @@ def window_scale_for(buffer_max_bytes: int) -> int:
 class ReceiveWindow:
     """The right edge that the peer has been promised. ``scale`` is our shift, 0 until both sides have agreed."""
 
-    __slots__ = ("edge", "scale")
+    __slots__ = ("edge", "scale", "told")
 
     def __init__(self) -> None:
         self.edge = 0
+        self.told = 0  # the edge that the last segment gave; below ``edge`` where a shared window has closed since
         self.scale = 0
+
+    def advertise_shared(self, nxt: int, free_bytes: int) -> int:
+        """The window field when the window is not this connection's own: an extension gives it, and keeps it whole.
+
+        What was promised before is still accepted.
+        """
+        field = free_bytes >> self.scale
+        if field > MAX_UNSCALED_WINDOW:
+            field = MAX_UNSCALED_WINDOW
+        self.told = nxt + (field << self.scale)
+        if self.told > self.edge:
+            self.edge = self.told
+        return field
 
     def advertise(self, nxt: int, free_bytes: int, step_bytes: int) -> int:
         """The window field of a segment that acknowledges ``nxt`` while ``free_bytes`` could be taken in.
@@ -43,9 +57,10 @@ class ReceiveWindow:
         if free_bytes - current >= step_bytes or (current <= 0 and free_bytes >= largest):
             field = free_bytes >> scale
             if (field << scale) > current:
-                self.edge = nxt + (field << scale)
+                self.edge = self.told = nxt + (field << scale)
                 return field
         if current <= 0:
+            self.told = nxt
             return 0
         # RFC 9293 §3.8.6.2.1: "A TCP receiver SHOULD NOT shrink the window". Scaled down, the remaining window rounds
         # up, unless that would promise more than one unit beyond the buffer; it then rounds down, and what was
@@ -55,8 +70,9 @@ class ReceiveWindow:
             field = current >> scale
         if field > MAX_UNSCALED_WINDOW:
             field = MAX_UNSCALED_WINDOW
+        self.told = nxt + (field << scale)
         if (field << scale) > current:
-            self.edge = nxt + (field << scale)
+            self.edge = self.told
         return field
 
 
