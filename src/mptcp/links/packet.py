@@ -19,6 +19,7 @@ from mptcp.core.wire.segment import CWR
 from mptcp.errors import ConfigurationError
 from mptcp.links import _bpf, _netdev
 from mptcp.links._bpf import solicited_node
+from mptcp.links._buffers import ReceiveBuffers
 from mptcp.links.base import Link, ReceivedPacket
 from mptcp.links.neighbours import Neighbours, multicast_hardware
 from mptcp.links.tun import (
@@ -43,8 +44,6 @@ ETH_P_ALL: Final = 3
 ARPHRD_ETHER: Final = 1
 SO_RCVBUFFORCE: Final = 33
 ETHERNET: Final = 14
-#: Octets one read takes: the longest packet behind its vnet and Ethernet headers, with room.
-READ_BYTES: Final = 65_664
 #: Receive buffer asked of the kernel: what may arrive while Python is busy elsewhere.
 RECEIVE_BUFFER_BYTES: Final = 8 * 1024 * 1024
 _LITTLE = sys.byteorder == "little"
@@ -65,6 +64,7 @@ class PacketLink(Link):
     """
 
     __slots__ = (
+        "_buffers",
         "_index", "_neighbours", "_next_timeout_us", "_sock", "_vnet",
         "counters", "gso_max_bytes", "interface", "mtu", "name",
     )  # fmt: skip
@@ -92,6 +92,7 @@ class PacketLink(Link):
         self.mtu = mtu or device_mtu
         self._neighbours = Neighbours(hardware, self.counters)
         self._next_timeout_us = 0
+        self._buffers = ReceiveBuffers()
         try:
             # Protocol 0: nothing is received before the filter stands and the socket is bound.
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
@@ -189,14 +190,15 @@ class PacketLink(Link):
         return self._sock.fileno()
 
     def receive(self, limit: int = 64) -> list[ReceivedPacket]:
-        received: list[ReceivedPacket] = []
-        handled = 0
         if not self._vnet:
             return self._receive_without_offload(limit)
-        recv = self._sock.recv
+        received: list[ReceivedPacket] = []
+        handled = 0
+        buffers, recv_into = self._buffers, self._sock.recv_into
         while handled < limit:
+            data = buffers.view
             try:
-                data = recv(READ_BYTES)
+                length = recv_into(data)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -205,18 +207,19 @@ class PacketLink(Link):
                 handled += 1
                 continue
             handled += 1
-            if len(data) < VNET_HEADER_LENGTH + ETHERNET + 20:
+            if length < VNET_HEADER_LENGTH + ETHERNET + 20:
                 self.counters.bump("packet_receive_short")
                 continue
             ethertype = data[22] << 8 | data[23]
-            view = memoryview(data)[VNET_HEADER_LENGTH + ETHERNET :]
-            if (ethertype == _ARP or (ethertype == _IPV6 and data[30] == 58)) and self._for_the_link(ethertype, view):
+            if (ethertype == _ARP or (ethertype == _IPV6 and data[30] == 58)) and self._for_the_link(
+                ethertype, data[VNET_HEADER_LENGTH + ETHERNET : length]
+            ):
                 continue
+            gso_size = 0
             if data[1]:
-                size = data[4] | data[5] << 8 if _LITTLE else data[4] << 8 | data[5]
-                received.append((view, size, (data[0] & 3) != 0))
-            else:
-                received.append((view, 0, (data[0] & 3) != 0))
+                gso_size = data[4] | data[5] << 8 if _LITTLE else data[4] << 8 | data[5]
+            is_valid = data[0] & 3 != 0
+            received.append((buffers.take(VNET_HEADER_LENGTH + ETHERNET, length), gso_size, is_valid))
         if handled != len(received):
             self._serve_neighbours()
         return received
@@ -224,9 +227,11 @@ class PacketLink(Link):
     def _receive_without_offload(self, limit: int) -> list[ReceivedPacket]:
         received: list[ReceivedPacket] = []
         handled = 0
+        buffers, recvmsg_into = self._buffers, self._sock.recvmsg_into
         while handled < limit:
+            data = buffers.view
             try:
-                data, ancillary, _, _ = self._sock.recvmsg(READ_BYTES, 64)
+                length, ancillary, _, _ = recvmsg_into((data,), 64)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -235,16 +240,18 @@ class PacketLink(Link):
                 handled += 1
                 continue
             handled += 1
-            if len(data) < ETHERNET + 20:
+            if length < ETHERNET + 20:
                 self.counters.bump("packet_receive_short")
                 continue
             status = struct.unpack_from("=I", ancillary[0][2])[0] if ancillary else 0
             ethertype = data[12] << 8 | data[13]
-            view = memoryview(data)[ETHERNET:]
-            if (ethertype == _ARP or (ethertype == _IPV6 and view[6] == 58)) and self._for_the_link(ethertype, view):
+            if (ethertype == _ARP or (ethertype == _IPV6 and data[20] == 58)) and self._for_the_link(
+                ethertype, data[ETHERNET:length]
+            ):
                 continue
             # A packet from this machine may come with its checksum still to be completed; the kernel says so here.
-            received.append((view, 0, status & (TP_STATUS_CSUMNOTREADY | TP_STATUS_CSUM_VALID) != 0))
+            is_valid = status & (TP_STATUS_CSUMNOTREADY | TP_STATUS_CSUM_VALID) != 0
+            received.append((buffers.take(ETHERNET, length), 0, is_valid))
         if handled != len(received):
             self._serve_neighbours()
         return received

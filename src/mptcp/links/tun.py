@@ -16,6 +16,7 @@ from mptcp.core.wire.offload import finish
 from mptcp.core.wire.segment import CWR
 from mptcp.errors import ConfigurationError
 from mptcp.links import _netdev
+from mptcp.links._buffers import ReceiveBuffers
 from mptcp.links.base import Link, ReceivedPacket
 
 TUNSETIFF: Final = 0x400454CA
@@ -31,8 +32,6 @@ GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_ECN = 0, 1, 4, 0x80
 TCP_CHECKSUM_OFFSET: Final = 16
 NO_OFFLOAD_HEADER: Final = bytes(VNET_HEADER_LENGTH)
 
-#: Octets one read takes: the longest IP packet (65,535, and 40 of an IPv6 header) behind its vnet header, with room.
-READ_BYTES: Final = 65_664
 #: Largest TCP payload of a super-segment: 65,535 less 20 (IPv4 header) and 60 (TCP header with all options).
 GSO_MAX_BYTES: Final = 65_455
 #: Buffers one writev takes (IOV_MAX); a packet of more views is joined.
@@ -52,7 +51,7 @@ class TunLink(Link):
     ConfigurationError for arguments that cannot work. The device vanishes with ``close``.
     """
 
-    __slots__ = ("_fd", "_offload", "counters", "gso_max_bytes", "mtu", "name")
+    __slots__ = ("_buffers", "_fd", "_offload", "counters", "gso_max_bytes", "mtu", "name")
 
     def __init__(
         self,
@@ -73,6 +72,7 @@ class TunLink(Link):
         self.mtu = mtu
         self._offload = offload
         self.gso_max_bytes = GSO_MAX_BYTES if offload else 0
+        self._buffers = ReceiveBuffers()
         self._fd = _open_device()
         try:
             self.name = self._create(name)
@@ -121,25 +121,29 @@ class TunLink(Link):
 
     def receive(self, limit: int = 64) -> list[ReceivedPacket]:
         received: list[ReceivedPacket] = []
-        fd, read, offload = self._fd, os.read, self._offload
+        fd, readv, buffers, skip = self._fd, os.readv, self._buffers, VNET_HEADER_LENGTH if self._offload else 0
         while len(received) < limit:
+            data = buffers.view
             try:
-                data = read(fd, READ_BYTES)
+                length = readv(fd, (data,))
             except BlockingIOError:
                 break
             except OSError as error:
                 # EIO, EBADFD: the device is down or was deleted by somebody else. The pump must not die of it.
                 self.counters.bump(f"tun_receive_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
                 break
-            if not offload:
-                received.append((memoryview(data), 0, False))
-            elif len(data) > VNET_HEADER_LENGTH:
-                view = memoryview(data)[VNET_HEADER_LENGTH:]
-                if data[1]:
-                    size = data[4] | data[5] << 8 if _LITTLE else data[4] << 8 | data[5]
-                    received.append((view, size, (data[0] & 3) != 0))
-                else:
-                    received.append((view, 0, (data[0] & 3) != 0))
+            if length <= skip:
+                self.counters.bump("tun_receive_short")
+                break
+            if not skip:
+                received.append((buffers.take(0, length), 0, False))
+            elif data[1]:
+                size = data[4] | data[5] << 8 if _LITTLE else data[4] << 8 | data[5]
+                is_valid = data[0] & 3 != 0
+                received.append((buffers.take(VNET_HEADER_LENGTH, length), size, is_valid))
+            else:
+                is_valid = data[0] & 3 != 0
+                received.append((buffers.take(VNET_HEADER_LENGTH, length), 0, is_valid))
         return received
 
     def send(self, packets: Sequence[Packet]) -> int:

@@ -75,8 +75,8 @@ def mptcp_info(sock: socket.socket) -> dict[str, int]:
     info["flags"], info["token"] = struct.unpack_from("=II", raw, 8)
     info["checksum"] = raw[42]
     info["retransmits"] = struct.unpack_from("=I", raw, 44)[0]
-    names = ("bytes_retrans", "bytes_sent", "bytes_received", "bytes_acked")
-    info.update(zip(names, struct.unpack_from("=QQQQ", raw, 48), strict=True))
+    totals = ("bytes_retrans", "bytes_sent", "bytes_received", "bytes_acked")
+    info.update(zip(totals, struct.unpack_from("=QQQQ", raw, 48), strict=True))
     info["subflows_total"] = raw[80]
     return info
 
@@ -95,6 +95,7 @@ class Transfer:
         self.fastclose_after: int = options.get("fastclose_after", -1)  # octets received
         self.chunk: int = options.get("chunk", CHUNK)
         self.pause_s: float = options.get("pause_s", 0.0)  # before anything is read or sent
+        self.hashes: bool = options.get("digest", True)  # False: as fast as it goes
         self.digest = hashlib.sha256()
         self.received = self.sent = 0
         self.longest_gap_s = 0.0
@@ -167,6 +168,7 @@ class Transfer:
         buffer = bytearray(self.chunk)
         view = memoryview(buffer)
         last = time.monotonic()
+        next_look = 0.0
         while self.receive_bytes < 0 or self.received < self.receive_bytes:
             count = self.sock.recv_into(buffer)
             if not count:
@@ -175,14 +177,17 @@ class Transfer:
             self.longest_gap_s = max(self.longest_gap_s, now - last) if self.received else 0.0
             last = now
             self.received += count
-            self.digest.update(view[:count])
+            if self.hashes:
+                self.digest.update(view[:count])
             if self.echo:
                 self.sock.sendall(view[:count])
                 self.sent += count
             if 0 <= self.fastclose_after <= self.received:
                 self.end = "fastclose"
                 return
-            self.info = mptcp_info(self.sock) or self.info
+            if now >= next_look:
+                next_look = now + 0.05
+                self.info = mptcp_info(self.sock) or self.info
 
 
 def make_socket(address: str, protocol: str, options: dict[str, Any]) -> socket.socket:
@@ -205,11 +210,14 @@ def serve(address: str, port: int, protocol: str, connections: int, options: dic
     listener.listen(options.get("backlog", 512))
     say("listening", port=listener.getsockname()[1])
     threads = []
-    for _ in range(connections):
-        sock, _peer = listener.accept()
+    accepted = 0
+    while not connections or accepted < connections:
+        sock, _ = listener.accept()
+        accepted += 1
         thread = threading.Thread(target=Transfer(sock, options).run)
         thread.start()
-        threads.append(thread)
+        if connections:
+            threads.append(thread)
     for thread in threads:
         thread.join()
 

@@ -152,7 +152,7 @@ class Namespace:
 
     def nft(self, rules: str) -> None:
         """Loads nftables rules."""
-        self.run("nft", "-f", "-", stdin=rules)
+        self.run("nft", "-f", "-", stdin=rules + "\n")
 
     def sysctl(self, name: str, value: str | int | None = None) -> str:
         """Reads ("net.mptcp.enabled"), or writes if there is a value; returns what holds afterwards."""
@@ -231,10 +231,10 @@ class Namespace:
 def KernelServer(namespace: Namespace, address: str = "0.0.0.0", port: int = 0, **options: Any) -> Peer:  # noqa: N802
     """A kernel socket that listens in ``namespace``; ``.port`` is known when this returns.
 
-    Options: ``protocol`` ("mptcp" or "tcp"), ``connections`` (how many to serve, 1), ``send_bytes`` and ``seed`` (of
+    Options: ``protocol`` ("mptcp" or "tcp"), ``connections`` (how many to serve, 1; 0: all), ``send_bytes`` and ``seed`` (of
     ``kernel_peer.pattern``), ``echo``, ``receive_bytes`` (-1: until FIN), ``half_close`` (True: FIN as soon as all is
     sent), ``fastclose_after`` (octets received, then RST), ``end`` ("close", "fastclose", "hold"), ``pause_s``,
-    ``congestion`` ("reno"), ``rcvbuf``, ``sndbuf``, ``nodelay``, ``chunk``.
+    ``congestion`` ("reno"), ``rcvbuf``, ``sndbuf``, ``nodelay``, ``chunk``, ``digest`` (False: no SHA-256, for speed).
     """
     peer = namespace._spawn(role="serve", address=address, port=port, **options)
     peer.port = int(peer.wait_event("listening")["port"])
