@@ -1,7 +1,7 @@
 """TCP options: layout as Linux emits it, round trips, contradictions, and hostile octets."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mptcp.core.wire import mptcp_options, options
@@ -128,9 +128,12 @@ def test_parse_gives_back_what_was_emitted(flags: int) -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(dss_options(), bits32, bits32)
-def test_quick_ways_agree_with_the_general_one(dss: Dss, value: int, echo: int) -> None:
-    original = Options(timestamp_value=value, timestamp_echo=echo, mptcp=(dss,))
+@given(st.lists(dss_options(), max_size=1), st.lists(st.tuples(bits32, bits32), max_size=3), bits32, bits32)
+def test_quick_ways_agree_with_the_general_one(
+    dss: list[Dss], blocks: list[tuple[int, int]], value: int, echo: int
+) -> None:
+    original = Options(timestamp_value=value, timestamp_echo=echo, sack_blocks=tuple(blocks), mptcp=tuple(dss))
+    assume(options.length(original) <= options.MAX_OCTETS)
     data = options.emit(original, ACK)
     assert data == options._emit_any(original)
     assert options._parse_any(data, 0, len(data), ACK, 1) == original == options.parse(data, 0, len(data), ACK)
@@ -260,6 +263,20 @@ def test_several_mptcp_options_keep_their_order() -> None:
 def test_random_octets_never_raise(data: bytes, flags: int, version: int) -> None:
     result = options.parse(memoryview(data), 0, len(data), flags, version)
     assert result is None or isinstance(result, Options)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(dss_options(), max_size=1), st.lists(st.tuples(bits32, bits32), max_size=3), st.data())
+def test_quick_ways_agree_with_the_general_one_on_damaged_octets(
+    dss: list[Dss], blocks: list[tuple[int, int]], more: st.DataObject
+) -> None:
+    original = Options(timestamp_value=1, timestamp_echo=2, sack_blocks=tuple(blocks), mptcp=tuple(dss))
+    assume(options.length(original) <= options.MAX_OCTETS)
+    data = bytearray(options.emit(original, ACK))
+    data[more.draw(st.integers(0, len(data) - 1))] = more.draw(bits8)
+    end = more.draw(st.integers(0, len(data)))
+    view = memoryview(data)
+    assert options.parse(view, 0, end, ACK) == (options._parse_any(view, 0, end, ACK, 1) if end else NO_OPTIONS)
 
 
 MUTANTS = [

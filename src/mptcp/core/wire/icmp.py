@@ -116,7 +116,7 @@ class IcmpError:
         destination_port: int,
         seq: int,
         mtu: int = 0,
-        type: int = 0,
+        icmp_type: int = 0,
         code: int = 0,
         reporter: bytes = b"",
     ) -> None:
@@ -127,7 +127,7 @@ class IcmpError:
         self.destination_port = destination_port
         self.seq = seq
         self.mtu = mtu
-        self.type = type
+        self.type = icmp_type
         self.code = code
         self.reporter = reporter
 
@@ -146,25 +146,25 @@ class IcmpError:
         return self.kind in (_K.PROTOCOL_UNREACHABLE, _K.PORT_UNREACHABLE, _K.PROHIBITED)
 
 
-def classify(version: int, type: int, code: int) -> IcmpKind | None:
+def classify(version: int, icmp_type: int, code: int) -> IcmpKind | None:
     """What kind of error an ICMP type and code are; None if it is not one that concerns a transport.
 
     RFC 6633 §2: source quench is ignored. RFC 5927 §4: redirects are not for TCP either.
     """
     if version == 4:
-        if type == V4_UNREACHABLE:
+        if icmp_type == V4_UNREACHABLE:
             return _V4_CODES.get(code)
-        if type == V4_TIME_EXCEEDED and code < 2:
+        if icmp_type == V4_TIME_EXCEEDED and code < 2:
             return _K.TIME_EXCEEDED
-        return _K.PARAMETER_PROBLEM if type == V4_PARAMETER_PROBLEM and code < 3 else None
-    if type == V6_UNREACHABLE:
+        return _K.PARAMETER_PROBLEM if icmp_type == V4_PARAMETER_PROBLEM and code < 3 else None
+    if icmp_type == V6_UNREACHABLE:
         return _V6_CODES.get(code)
-    if type == V6_PACKET_TOO_BIG:
+    if icmp_type == V6_PACKET_TOO_BIG:
         # RFC 4443 §3.2: the code is "Set to 0 (zero) by the originator and ignored by the receiver."
         return _K.PACKET_TOO_BIG
-    if type == V6_TIME_EXCEEDED and code < 2:
+    if icmp_type == V6_TIME_EXCEEDED and code < 2:
         return _K.TIME_EXCEEDED
-    if type == V6_PARAMETER_PROBLEM:
+    if icmp_type == V6_PARAMETER_PROBLEM:
         return _K.PROTOCOL_UNREACHABLE if code == 1 else _K.PARAMETER_PROBLEM
     return None
 
@@ -177,8 +177,8 @@ def parse(data: memoryview, header: IpHeader) -> IcmpError | None:
     start = header.transport_offset
     if header.end - start < 8 or header.is_fragment:
         return None
-    type, code = data[start], data[start + 1]
-    kind = classify(header.version, type, code)
+    icmp_type, code = data[start], data[start + 1]
+    kind = classify(header.version, icmp_type, code)
     if kind is None:
         return None
     message = data[start : header.end]
@@ -210,7 +210,7 @@ def parse(data: memoryview, header: IpHeader) -> IcmpError | None:
         transport[2] << 8 | transport[3],
         int.from_bytes(transport[4:8], "big"),
         mtu,
-        type,
+        icmp_type,
         code,
         header.source,
     )

@@ -24,10 +24,13 @@ MAX_SACK_BLOCKS: Final = 4
 
 _NOP_NOP_TIMESTAMP: Final = 0x0101080A
 _NOP_NOP: Final = 0x0101
+_NOP_NOP_SACK: Final = 0x010105
+_SACK_LENGTHS: Final = frozenset((10, 18, 26, 34))
 
 _TIMESTAMP_FIRST = Struct("!III")
 _TIMESTAMP_AND_NEXT = Struct("!IIII")
 _PAIR = Struct("!II")
+_WORD = Struct("!I")
 _BLOCKS = tuple(Struct(f"!{2 * count}I") for count in range(MAX_SACK_BLOCKS + 1))
 
 _DSS_HEAD: Final = mptcp_options.KIND << 24 | mptcp_options.DSS << 12
@@ -103,7 +106,32 @@ def parse(data: memoryview | bytes, start: int, end: int, flags: int, mptcp_vers
                     return _hot(value, echo, (Dss(ack, ack_wide, dsn, dsn_wide, ssn, length, tail, fin),))
                 if tail == _NOP_NOP:
                     return _hot(value, echo, (Dss(ack, ack_wide, dsn, dsn_wide, ssn, length, None, fin),))
+            elif dss_head >> 8 == _NOP_NOP_SACK:
+                options = _parse_sack(data, start, size, dss_head & 0xFF, value, echo)
+                if options is not None:
+                    return options
     return _parse_any(data, start, end, flags, mptcp_version)
+
+
+def _parse_sack(data: memoryview | bytes, start: int, size: int, length: int, value: int, echo: int) -> Options | None:
+    """NOP NOP TS, NOP NOP SACK of ``length`` octets, a data acknowledgement or nothing; None if it is not just that."""
+    blocks_end = 14 + length
+    if length not in _SACK_LENGTHS or blocks_end > size:
+        return None
+    mptcp: tuple[MptcpOption, ...] = ()
+    if blocks_end < size:
+        # Another option has four octets at least, unless it is padding or cut short.
+        if size - blocks_end < 8:
+            return None
+        shape = _DSS_SHAPES.get(_WORD.unpack_from(data, start + blocks_end)[0])
+        if shape is None or shape[3] or shape[0] - 12 != size - blocks_end:
+            return None
+        ack = shape[1].unpack_from(data, start + blocks_end + 4)[0]
+        mptcp = (Dss(ack, shape[2], None, False, 0, 0, None, shape[6]),)
+    edges = _BLOCKS[length >> 3].unpack_from(data, start + 16)
+    options = _hot(value, echo, mptcp)
+    options.sack_blocks = tuple(zip(edges[::2], edges[1::2], strict=True))
+    return options
 
 
 def _parse_any(data: memoryview | bytes, start: int, end: int, flags: int, mptcp_version: int) -> Options | None:
@@ -142,7 +170,7 @@ def _parse_any(data: memoryview | bytes, start: int, end: int, flags: int, mptcp
         position = after
         if kind == TIMESTAMP and length == 10:
             value, echo = _PAIR.unpack(content)
-        elif kind == SACK and length in (10, 18, 26, 34):
+        elif kind == SACK and length in _SACK_LENGTHS:
             edges = _BLOCKS[length >> 3].unpack(content)
             sack_blocks = tuple(zip(edges[::2], edges[1::2], strict=True))
         elif kind == MSS and length == 4:
