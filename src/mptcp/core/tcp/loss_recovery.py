@@ -272,14 +272,17 @@ class LossRecovery(SenderState):
         if frto is None or not frto.step or not (advanced or duplicate or arrived):
             return
         old_data = any(record.transmissions == 1 for record in arrived)
+        step = frto.step
         match frto.on_ack(ack, self.nxt, advanced, self.sack_enabled, self.queue.highest_sacked, old_data):
             case FrtoVerdict.SPURIOUS:
                 self._take_back(now)
             case FrtoVerdict.SEND_NEW:
                 self._frto_room = 2 * self.mss
-            case FrtoVerdict.CONVENTIONAL:
-                # RFC 5682 §2.1 (3a): "set the congestion window to no more than 3 * MSS"
-                self.congestion.cwnd_bytes = min(self.congestion.cwnd_bytes, 3 * self.mss)
+            case FrtoVerdict.CONVENTIONAL if step == 3:
+                # RFC 5682 §2.1 (3a): "The congestion window can be set to 3 * MSS, because two round-trip times have
+                # elapsed since the RTO, and a conventional TCP sender would have increased cwnd to 3 during the same
+                # time."
+                self.congestion.cwnd_bytes = 3 * self.mss
 
     def _reduce_proportionally(self, delivered: int) -> None:
         congestion = self.congestion
