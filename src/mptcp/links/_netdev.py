@@ -8,6 +8,7 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 from typing import Final
 
 from mptcp.errors import ConfigurationError
@@ -16,7 +17,9 @@ RTM_NEWLINK: Final = 16
 RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 RTM_NEWROUTE: Final = 24
+RTM_GETROUTE: Final = 26
 NLMSG_ERROR: Final = 2
+NLM_F_REQUEST: Final = 0x01
 NLM_F_REQUEST_ACK: Final = 0x01 | 0x04
 NLM_F_CREATE_REPLACE: Final = 0x400 | 0x100
 IFLA_MTU, IFLA_TXQLEN = 4, 13
@@ -24,6 +27,7 @@ IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFA_F_NODAD: Final = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC = 1, 4, 5, 7
 RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 3, 0, 253, 1
+RTN_LOCAL: Final = 2
 IFF_UP: Final = 1
 SIOCGIFMTU: Final = 0x8921
 SIOCGIFHWADDR: Final = 0x8927
@@ -120,6 +124,33 @@ def parse_interface(
 def add_address(name: str, address: str) -> None:
     """Gives an interface an address ("10.0.0.1/24", "fd00::1/64"), usable at once (no duplicate address detection)."""
     _change_address(RTM_NEWADDR, NLM_F_CREATE_REPLACE, name, address, f"adding address {address} to {name}")
+    if is_up(name):
+        wait_local(address)
+
+
+def wait_local(address: str, timeout_s: float = 1.0) -> bool:
+    """Waits until the kernel takes packets to an address as its own; False if it does not come to that.
+
+    A new IPv6 address gets its route a little later, from a work queue, even without duplicate address detection.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not is_local(address):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def is_local(address: str) -> bool:
+    """Whether this network namespace would keep a packet to an address for itself."""
+    family, packed, _, _ = parse_interface(address)
+    body = struct.pack("BBBBBBBBI", family, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0) + _attribute(RTA_DST, packed)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(5)
+        netlink.sendto(struct.pack("IHHII", 16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, 1, 0) + body, (0, 0))
+        answer = netlink.recv(65536)
+    # struct rtmsg: the type is its eighth octet. No route at all is an error message.
+    return bool(struct.unpack_from("H", answer, 4)[0] == RTM_NEWROUTE and answer[16 + 7] == RTN_LOCAL)
 
 
 def remove_address(name: str, address: str) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mptcp.links import _netdev
 from mptcp.testing import kernel_peer
 from mptcp.testing.processes import Peer
 
@@ -338,10 +339,16 @@ class Lab:
                 if line.split(": ")[1].startswith(letter)
             ]
             if all("state UP" in line and "qdisc noop " not in line and "NO-CARRIER" not in line for line in lines):
-                return
+                break
             if time.monotonic() > deadline:
                 raise TimeoutError("the veth links did not come up: " + "; ".join(lines))
             time.sleep(0.02)
+        if Path("/proc/sys/net/ipv6").exists():
+            with self.server.entered():
+                _netdev.wait_local(self.server_address(self.paths, 6))
+            if self.client_kernel:
+                with self.client.entered():
+                    _netdev.wait_local(self.client_address(self.paths, 6))
 
     # addresses
 
