@@ -10,6 +10,7 @@ from enum import Enum
 
 from mptcp.core.entropy import Entropy
 from mptcp.core.units import NEVER
+from mptcp.core.wire import icmp
 from mptcp.sim.clock import VirtualClock
 from mptcp.sim.middlebox import Inject, Middlebox
 from mptcp.sim.rawtcp import OPTION_MPTCP, OPTION_NOP, TcpPacket
@@ -105,7 +106,8 @@ class DropSynWithOptions(Middlebox):
 class Nat(Middlebox):
     """Translates source address and port of flows that start in the forward direction (a NAPT at the first port).
 
-    Mappings are forgotten after ``timeout_us`` without a packet; what comes back for none is dropped.
+    Mappings are forgotten after ``timeout_us`` without a packet; what comes back for none is dropped. ICMP errors are
+    not translated, so they reach nobody.
     """
 
     __slots__ = ("_address", "_by_inside", "_by_outside", "_next_port", "_timeout_us", "dropped")
@@ -439,6 +441,35 @@ class _ProxiedFlow:
         self.kept: list[tuple[int, bytes]] = []  # (behind the last octet, packet)
         self.size = 0
         self.template: TcpPacket | None = None
+
+
+class NarrowLink(Middlebox):
+    """A hop with a smaller MTU: drops what is longer, and says so by ICMP, or, ``silent``, does not (a black hole).
+
+    Everything is taken to have DF set, as TCP's packets have (RFC 1191 §3).
+    """
+
+    __slots__ = ("_inject", "_mtu", "_reporter", "_silent", "_way", "dropped")
+
+    def __init__(self, mtu: int, *, reporter: bytes, silent: bool = False, way: Way = Way.BOTH) -> None:
+        self._mtu = mtu
+        self._reporter = reporter  # the router's address, of the packets' family
+        self._silent = silent
+        self._way = way
+        self._inject: Inject | None = None
+        self.dropped = 0
+
+    def attach(self, clock: VirtualClock, inject: Inject) -> None:
+        self._inject = inject
+
+    def process(self, data: bytes, forward: bool, now: int) -> Sequence[bytes]:
+        if len(data) <= self._mtu or not self._way.covers(forward):
+            return (data,)
+        self.dropped += 1
+        if not self._silent and self._inject is not None:
+            error = icmp.emit(icmp.IcmpKind.PACKET_TOO_BIG, data, self._reporter, mtu=self._mtu)
+            self._inject(error, not forward)
+        return ()
 
 
 class CorruptPayload(Middlebox):

@@ -17,7 +17,7 @@ from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.core.multipath.connection import Connection
 from mptcp.core.units import MBIT, MILLISECOND, SECOND
 from mptcp.info import Endpoint
-from mptcp.sim.applications import Acceptor, BulkReceiver, BulkSender, ConnectionApplication
+from mptcp.sim.applications import Acceptor, BulkReceiver, BulkSender, ConnectionApplication, pattern
 from mptcp.sim.conditions import BurstLoss, Conditions
 from mptcp.sim.middlebox import Middlebox
 from mptcp.sim.middleboxes import (
@@ -26,6 +26,7 @@ from mptcp.sim.middleboxes import (
     CoalesceSegments,
     CorruptPayload,
     DropSynWithOptions,
+    NarrowLink,
     Nat,
     RewriteSequence,
     SplitSegments,
@@ -77,7 +78,7 @@ class Outcome:
     def row(self) -> dict[str, object]:
         """What the table keeps: nothing that a harmless change of the stack would move."""
         return {
-            "stream": self.stream,
+            "stream": self.stream.partition(" ")[0],
             "client": _kind(self.report.is_multipath, self.report.fallback_reason),
             "server": _kind(self.server_multipath, self.server_fallback),
             "paths_used": self.paths_used,
@@ -216,6 +217,7 @@ TOPOLOGIES: tuple[Topology, ...] = (
 )
 
 _NAT_ADDRESS = bytes((192, 0, 2, 1))
+_ROUTER = bytes((192, 0, 2, 254))
 
 
 def _both(make: Callable[[], Middlebox]) -> Callable[[], list[tuple[int, Middlebox]]]:
@@ -231,10 +233,9 @@ def _second(make: Callable[[], Middlebox]) -> Callable[[], list[tuple[int, Middl
 
 
 def _change_payload() -> Middlebox:
-    # Six octets of the pattern near octet 100,000; longer by three afterwards.
-    from mptcp.sim.applications import pattern
-
-    return ChangePayload(bytes(pattern(100_000, 6)), bytes(pattern(100_000, 6)) + b"ALG")
+    # Six octets of the pattern at octet 100,000, longer by three afterwards.
+    found = bytes(pattern(100_000, 6))
+    return ChangePayload(found, found + b"ALG")
 
 
 def _natted() -> list[tuple[int, Middlebox]]:
@@ -262,6 +263,8 @@ BOXES: tuple[Boxes, ...] = (
         "damages the payload of the first path, checksum", _first(lambda: CorruptPayload(50, limit=1)), checksum=True
     ),
     Boxes("acknowledges early", _both(AckProxy)),
+    Boxes("is narrow and says so", _both(lambda: NarrowLink(1_300, reporter=_ROUTER))),
+    Boxes("is narrow and silent", _both(lambda: NarrowLink(1_300, reporter=_ROUTER, silent=True))),
     Boxes("no box, checksum", list, checksum=True),
 )
 

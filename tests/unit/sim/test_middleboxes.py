@@ -21,6 +21,7 @@ from mptcp.sim.middleboxes import (
     CoalesceSegments,
     CorruptPayload,
     DropSynWithOptions,
+    NarrowLink,
     Nat,
     RewriteSequence,
     SplitSegments,
@@ -244,6 +245,26 @@ def test_ack_proxy_acknowledges_first_and_repeats_what_got_lost() -> None:
     clock.run_instant()
     assert injected == []
     assert clock.run_instant() == 0
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_narrow_link_drops_and_reports(silent: bool) -> None:
+    injected: list[tuple[bytes, bool]] = []
+    box = NarrowLink(600, reporter=bytes((192, 0, 2, 254)), silent=silent)
+    box.attach(VirtualClock(), lambda data, forward: injected.append((data, forward)))
+    assert len(box.process(packet(payload=bytes(560)), True, 0)) == 1
+    too_long = packet(payload=bytes(561))
+    assert box.process(too_long, True, 0) == ()
+    assert box.dropped == 1
+    if silent:
+        assert injected == []
+        return
+    ((error, forward),) = injected
+    assert not forward
+    assert (error[9], error[16:20]) == (1, CLIENT)  # ICMP, back to the sender
+    assert error[20:22] == bytes((3, 4))  # RFC 1191 §4: destination unreachable, fragmentation needed
+    assert int.from_bytes(error[26:28], "big") == 600
+    assert error[28:48] == too_long[:20]
 
 
 def test_corrupt_payload_keeps_the_checksum_right() -> None:
