@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mptcp.testing import netns
+from mptcp.testing.encounter import Encounter
 
 HERE = __file__.rpartition("/")[0]
 
@@ -35,6 +36,30 @@ def make_lab(namespaces: None) -> Iterator[Callable[..., netns.Lab]]:
 def lab(make_lab: Callable[..., netns.Lab]) -> netns.Lab:
     """Two paths without rate limits; the client's addresses are this stack's, by way of AF_PACKET."""
     return make_lab(2)
+
+
+@pytest.fixture
+def make_encounter(
+    make_lab: Callable[..., netns.Lab], request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Encounter]]:
+    """Builds a stack of ours that faces the kernel (arguments of ``Encounter``): in a lab, or with ``paths`` a new one.
+
+    The kernel accepts up to eight subflows and announced addresses; its defaults are 2 and 0.
+    """
+    made: list[Encounter] = []
+
+    def make(lab: netns.Lab | int = 2, **options: object) -> Encounter:
+        if isinstance(lab, int):
+            lab = make_lab(lab)
+        lab.server.mptcp_limits(subflows=8, add_addr_accepted=8)
+        if options.get("link") == "tun" and (reason := netns.needs_tun()):
+            pytest.skip(reason)
+        made.append(Encounter(lab, name=request.node.name, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for encounter in made:
+        encounter.close()
 
 
 @pytest.fixture(scope="session")
