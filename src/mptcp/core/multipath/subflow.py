@@ -46,6 +46,9 @@ DATA_OVERHEAD = 28
 #: Signalling options waiting for a pure ACK of one subflow.
 MAX_SIGNALS = 32
 
+#: So many acknowledgements of data in a row without any MPTCP option are no accident.
+MAX_OPTIONS_LOST = 8
+
 #: Octets without a mapping that are held in the hope of one (RFC 8684 §3.3.1: "for a short while").
 MAX_UNMAPPED = 256 * 1024
 
@@ -63,7 +66,7 @@ class Subflow(Extension):
     __slots__ = (
         "_mapping", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
         "fin_signal",
-        "id", "interface", "join_deadline", "join_tries", "local_backup", "local_id", "local_nonce", "mappings",
+        "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "mappings",
         "options_lost", "path", "pending", "remote_id", "remote_nonce", "reset_reason", "role", "signals", "stale",
         "tcp", "unmapped", "without_capable",
     )  # fmt: skip
@@ -90,6 +93,7 @@ class Subflow(Extension):
         self.reset_reason: MptcpOption | None = None
         self.signals: list[MptcpOption] | None = None
         self.fin_signal = False  # the next ACK carries the DATA_FIN
+        self.key_repeated = False  # the last ACK repeated our key, this one may carry something else
         self.join_deadline = NEVER
         self.join_tries = 0
         self.mappings = ReceivedMappings()
@@ -140,12 +144,17 @@ class Subflow(Extension):
     def ack_options(self, room: int) -> tuple[MptcpOption, ...]:
         connection = self.connection
         if not self.confirmed:
-            if self.role is Role.CAPABLE_CLIENT and room >= 20:
+            if self.role is Role.CAPABLE_CLIENT and room >= 20 and not self.key_repeated:
                 # RFC 8684 §3.1: "If A does not immediately have data to send, it MUST include the MP_CAPABLE on the
-                # first ACK" and it is repeated until the peer has shown that it knows our key.
+                # first ACK" and it is repeated until the peer has shown that it knows our key. A DATA_FIN or a signal
+                # has no room beside it and follows in an ACK of its own.
+                if self.fin_signal or self.signals:
+                    self.key_repeated = True
+                    self.tcp.send_ack()
                 return (
                     MpCapable(connection.version, self._capable_flags(), connection.local_key, connection.remote_key),
                 )
+            self.key_repeated = False
             if self.role is Role.JOIN_CLIENT and room >= 24:
                 return (MpJoinAck(self._own_hmac()[:20]),)
         receiver = connection.data_receiver
@@ -408,7 +417,7 @@ class Subflow(Extension):
             # RFC 8684 §3.7: "If a subflow breaks during operation, e.g., if it is rerouted and MPTCP options are no
             # longer permitted": the sender sees its data acknowledged, but never at the data level.
             self.options_lost += 1
-            if self.options_lost >= 16:
+            if self.options_lost >= MAX_OPTIONS_LOST:
                 connection.counters.bump("options_lost")
                 if connection.may_fall_back(self):
                     fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)

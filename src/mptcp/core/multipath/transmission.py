@@ -36,15 +36,14 @@ def push(connection: Connection, now: int) -> None:
         if length < stream.length and length > mss:
             length -= length % mss
         if length < mss:
-            # RFC 9293 §3.7.4 (Nagle), at the level where the stream is: a small piece waits while data is in flight.
-            if (
-                length == stream.length
-                and sender.fin_dsn < 0
-                and (tcp_config.cork or (not tcp_config.no_delay and sender.una < sender.nxt))
-            ):
-                break
+            # RFC 9293 §3.7.4 (Nagle), at the level where the stream is: a small piece waits while data is in flight on
+            # any subflow. (Not "while the data level has not acknowledged": where a middlebox removes DATA_ACKs, it is
+            # further data that shows it.)
+            if length == stream.length:
+                if sender.fin_dsn < 0 and (tcp_config.cork or (not tcp_config.no_delay and in_flight(connection))):
+                    break
             # RFC 9293 §3.8.6.2.1: nor is a small window filled while more room must be on its way
-            if length < stream.length and sender.una < sender.nxt:
+            elif sender.una < sender.nxt:
                 break
         if sender.una == sender.nxt:
             connection.last_progress_us = now
@@ -92,6 +91,15 @@ def select(connection: Connection, length: int, now: int, chunk: Chunk | None) -
     if path is None or path.sendable_bytes <= 0:
         return None
     return connection.subflows_by_id[path.id]
+
+
+def in_flight(connection: Connection) -> bool:
+    """Whether some subflow waits for an acknowledgement of data."""
+    for subflow in connection.subflows_by_id.values():
+        sender = subflow.tcp.sender
+        if sender.una < sender.end and not subflow.stale:
+            return True
+    return False
 
 
 def give(connection: Connection, subflow: Subflow, dsn: int, payloads: Sequence[Payload], length: int) -> None:

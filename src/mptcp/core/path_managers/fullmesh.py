@@ -12,6 +12,10 @@ from mptcp.info import Endpoint
 MAX_RETRIES = 6
 
 
+#: After these the pair of addresses is left alone: the peer has refused, or somebody closed it on purpose.
+FINAL_REASONS = frozenset({"refused", "local", "peer", "reset-1", "reset-3", "reset-6", "middlebox", "checksum", "protocol"})
+
+
 class FullMesh(PathManager):
     """The client opens, the server announces its further addresses; a lost subflow is opened again with back-off.
 
@@ -55,6 +59,11 @@ class FullMesh(PathManager):
     def on_subflow_closed(self, facts: Facts, local: Endpoint, remote: Endpoint, reason: str) -> Sequence[Action]:
         if facts.is_client and len(self._retry) < 64:
             _, tries = self._retry.get((local.address, remote), (0, 0))
+            if reason in FINAL_REASONS:
+                # RFC 8684 §3.9.3: "if an MP_JOIN fails, it SHOULD NOT attempt to connect to the same IP address and port
+                # during the lifetime of the connection, unless the other host refreshes the information with another
+                # ADD_ADDR option."
+                tries = MAX_RETRIES
             when = facts.now + (SECOND << tries) if tries < MAX_RETRIES else NEVER
             self._retry[local.address, remote] = (when, tries + 1)
         return ()
