@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -24,10 +25,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("get")(get.get)
-app.command("serve")(serve.serve)
-app.command("dump")(dump.dump)
-app.command("demo")(demo.demo)
+
+
+def interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """Ctrl-C in ``command`` is one line and exit status 130, whatever the installed typer makes of it."""
+
+    @functools.wraps(command)
+    def wrapper(*args: object, **kwargs: object) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(fail("interrupted", EXIT_INTERRUPTED)) from None
+
+    return wrapper
+
+
+for verb, command in (("get", get.get), ("serve", serve.serve), ("dump", dump.dump), ("demo", demo.demo)):
+    app.command(verb)(interruptible(command))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -128,6 +128,9 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
             return f"plain TCP ({self.connection.fallback_reason or 'asked for'})"
         return " + ".join(f"{info.remote.host} {figures.octets(info.bytes_sent)}" for info in subflows)
 
+    def version_string(self) -> str:
+        return self.server_version
+
     def log_message(self, format: str, *args: object) -> None:
         """Only what went wrong; ``copyfile`` tells the rest."""
 
