@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import select
 import socket
@@ -149,15 +150,11 @@ class Driver:
             if connection.readable_bytes:
                 here += connection.read(1 << 20)
                 connection.window_update(self.now())
-            try:
+            with contextlib.suppress(BlockingIOError):
                 if back_view:
                     back_view = back_view[sock.send(back_view[: 1 << 18]) :]
-            except BlockingIOError:
-                pass
-            try:
+            with contextlib.suppress(BlockingIOError):
                 there += sock.recv(1 << 20)
-            except BlockingIOError:
-                pass
         return bytes(there), bytes(here)
 
 
@@ -299,10 +296,8 @@ def test_kernel_application_that_does_not_read(make_driver: Callable[..., Driver
     received = bytearray()
 
     def drained() -> bool:
-        try:
+        with contextlib.suppress(BlockingIOError):
             received.extend(sock.recv(1 << 20))
-        except BlockingIOError:
-            pass
         return len(received) >= written
 
     driver.until(drained, 30)
@@ -316,10 +311,8 @@ def test_our_application_that_does_not_read(make_driver: Callable[..., Driver]) 
     sent = 0
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
-        try:
+        with contextlib.suppress(BlockingIOError):
             sent += sock.send(data[sent:])
-        except BlockingIOError:
-            pass
         driver.pump()
     assert connection.readable_bytes <= 50_000
     received = bytearray(connection.read(1 << 20))

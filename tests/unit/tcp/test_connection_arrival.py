@@ -258,6 +258,21 @@ def test_acknowledgement_rides_on_the_answer() -> None:  # RFC 9293 §3.10.7.4: 
     assert peer.relative(segment) == (1, 9)
 
 
+def test_window_update_rides_on_data() -> None:  # RFC 9293 §3.8.6
+    config = TcpConfig(timestamps=False, receive_buffer_bytes=8000, receive_buffer_max_bytes=8000, window_scaling=False)
+    peer = ScriptedPeer(config).establish()
+    for start in range(1, 7001, 1000):
+        peer.gives(ACK, seq=start, data=b"x" * 1000)
+    peer.tcp.write(b"small window")
+    (segment,) = peer.sent()
+    assert segment.window == 1000
+    peer.tcp.read(7000)
+    peer.tcp.window_update(peer.now)
+    peer.tcp.write(b"large window")
+    peer.gives(ACK, seq=7001, ack=13)
+    assert peer.tcp.receiver.window.told - peer.tcp.receiver.nxt == 8000
+
+
 # --- eighth: FIN ----------------------------------------------------------------------------------------------------
 def test_fin_before_its_turn_waits() -> None:  # RFC 9293 §3.10.7.4, eighth
     peer = ScriptedPeer(FIXED).establish()

@@ -9,6 +9,7 @@ from mptcp.core.tcp.option_space import MAX_OPTION_BYTES, padded_bytes, sack_blo
 from mptcp.core.tcp.record import Record
 from mptcp.core.tcp.states import State
 from mptcp.core.tcp.timestamps import TIMESTAMP_OPTION_BYTES
+from mptcp.core.units import MILLISECOND
 from mptcp.core.wire.mptcp_options import MptcpOption
 from mptcp.core.wire.segment import ACK, CWR, ECT0, FIN, NO_OPTIONS, NOT_ECT, PSH, RST, URG, Options, Segment
 from mptcp.core.wire.sequence import MASK32
@@ -62,18 +63,23 @@ def make_data(connection: Connection, record: Record, now: int) -> Segment:
             flags |= URG
             urgent = min(ahead, 0xFFFF)
     nxt = receiver.nxt
-    if extension is None:
+    window = receiver.window
+    ack = receiver.ack
+    if extension is not None:
+        field = window.advertise_shared(nxt, extension.receive_window())
+    elif nxt == receiver.last_ack_sent and window.told > nxt and not ack.due:
+        # nothing has come in since, no update of the window is due: what was told still holds
+        field = (window.told - nxt) >> window.scale
+    else:
         free = receiver.free_bytes
-        field = receiver.window.advertise(nxt, free, connection.window_step(free))
-    else:
-        field = receiver.window.advertise_shared(nxt, extension.receive_window())
+        field = window.advertise(nxt, free, connection.window_step(free))
     # an acknowledgement with SACK blocks that found no room, or duplicates a peer without SACK counts, still go alone
-    if not sacks_left_out and not receiver.duplicate_acks_owed:
-        receiver.handle_ack_sent()
-    else:
+    if sacks_left_out or receiver.duplicate_acks_owed:
         receiver.last_ack_sent = nxt
+    elif ack.due or nxt != receiver.last_ack_sent or blocks:
+        receiver.handle_ack_sent()
     if length:
-        receiver.ack.handle_data_sent(now)
+        ack.handle_data_sent(now)
         if connection.user_timeout is not None and record.start == sender.una and not is_retransmission:
             connection.note_first_sent(now)
     connection.segments_sent += 1
@@ -98,7 +104,7 @@ def make_options(
     timestamps = connection.timestamps
     if not timestamps.enabled:
         return Options(sack_blocks=blocks, mptcp=mptcp) if blocks or mptcp else NO_OPTIONS
-    value, echo = timestamps.value(now), timestamps.recent
+    value, echo = (now // MILLISECOND + timestamps.offset) & MASK32, timestamps.recent
     if blocks or mptcp:
         return Options(sack_blocks=blocks, mptcp=mptcp, timestamp_value=value, timestamp_echo=echo)
     cached = connection.cached_options
