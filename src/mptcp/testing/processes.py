@@ -41,6 +41,10 @@ class Peer:
             self._changed.notify_all()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def results(self) -> list[dict[str, Any]]:
         """What the finished connections reported, in the order in which they ended."""
         with self._changed:
