@@ -7,7 +7,8 @@ import errno
 import os
 import socket as std
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mptcp.core.counters import Counters
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 #: Seconds that ``close`` gives connections the program has closed to deliver what it has written.
 DRAIN_S = 5.0
 
-#: How long ``close`` waits for the peers to close, too, when everything is delivered.
+#: How long it waits, when all data is delivered, for the peers to acknowledge the end of the stream ...
+END_US = 1 * SECOND
+
+#: ... and for them to close, too.
 LAST_WORD_US = 200 * MILLISECOND
 
 #: What this stack cannot do, and what to use instead. Everything else that a socket here has works.
@@ -194,10 +198,13 @@ class UserStack(Stack):
             for connection in list(host.connections):
                 if connection.owner is not None:
                     connection.abort(now)
-            now = pump.flush()
+            pump.flush()
             source = _Drain()
-            pump.wait(source, self._is_drained, now + int(drain * SECOND))
-            pump.wait(source, self._is_over, pump.clock() + min(int(drain * SECOND), LAST_WORD_US))
+            most = int(drain * SECOND)
+            for condition, limit_us in ((_is_acknowledged, most), (_is_delivered, END_US), (_is_over, LAST_WORD_US)):
+                holds = partial(_all, condition, host)
+                if not pump.wait(source, holds, pump.clock() + min(most, limit_us)) and limit_us == most:
+                    break
             for connection in list(host.connections):
                 # One that has delivered everything is left alone: a reset could take from the peer what it has not
                 # read yet.
@@ -206,11 +213,18 @@ class UserStack(Stack):
             pump.flush()
         pump.close()
 
-    def _is_drained(self) -> bool:
-        return all(map(_is_delivered, self.pump.host.connections))
 
-    def _is_over(self) -> bool:
-        return all(c.state is CLOSED for c in self.pump.host.connections)
+def _all(condition: Callable[[Connection], bool], host: Host) -> bool:
+    return all(map(condition, host.connections))
+
+
+def _is_acknowledged(connection: Connection) -> bool:
+    """The peer has all the data."""
+    return connection.state is CLOSED or not connection.buffered_bytes
+
+
+def _is_over(connection: Connection) -> bool:
+    return connection.state is CLOSED
 
 
 def _is_delivered(connection: Connection) -> bool:

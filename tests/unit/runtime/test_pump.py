@@ -1,0 +1,383 @@
+"""Who drives, and when: the pump over a host that only counts and answers what it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from mptcp.core.counters import Counters
+from mptcp.core.packet import Packet
+from mptcp.core.units import NEVER
+from mptcp.links.base import Link, ReceivedPacket
+from mptcp.runtime.background import GRACE_S
+from mptcp.runtime.port import MAX_QUEUED_PACKETS, Port
+from mptcp.runtime.pump import Pump
+from mptcp.runtime.waiting import Source
+
+
+class Pipe(Link):
+    """A link whose other end is the test."""
+
+    name, mtu, gso_max_bytes = "pipe", 1500, 0
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.waiting: list[bytes] = []
+        self.sent: list[bytes] = []
+        self.room = 1 << 30
+        self.error: OSError | None = None
+        self.readers: list[str] = []  # the thread of every receive that found something
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def arrive(self, *packets: bytes) -> None:
+        self.waiting.extend(packets)
+        os.eventfd_write(self.fd, 1)
+
+    def receive(self, limit: int = 64) -> Sequence[ReceivedPacket]:
+        if self.error is not None:
+            raise self.error
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+        packets, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        if self.waiting:
+            os.eventfd_write(self.fd, 1)
+        if packets:
+            self.readers.append(threading.current_thread().name)
+        return [(memoryview(p), 0, True) for p in packets]
+
+    def send(self, packets: Sequence[Packet]) -> int:
+        taken = min(self.room, len(packets))
+        self.room -= taken
+        self.sent += [bytes(p) for p in packets[:taken]]
+        return taken
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Item:
+    def __init__(self, owner: Source) -> None:
+        self.owner = weakref.ref(owner)
+
+
+class EchoHost:
+    """Answers every packet with the same one, tells the owner; has one timer."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.received: list[bytes] = []
+        self.out: list[tuple[int, Packet]] = []
+        self.deadline = NEVER
+        self.timeouts: list[int] = []
+        self.items: list[Item] = []
+        self.ready: list[Item] = []
+        self.down: list[int] = []
+        self.bug: Exception | None = None
+
+    def handle_packet(self, interface: int, data: memoryview, now: int, gso_size: int, valid: bool) -> None:
+        if self.bug is not None:
+            raise self.bug
+        self.received.append(bytes(data))
+        self.out.append((interface, Packet(bytes(data))))
+        self.ready = list(self.items)
+
+    def handle_timeout(self, now: int) -> None:
+        self.timeouts.append(now)
+        self.deadline = NEVER
+
+    def poll_deadline(self) -> int:
+        return self.deadline
+
+    def poll_packets(self, now: int) -> list[tuple[int, Packet]]:
+        out, self.out = self.out, []
+        return out
+
+    def poll_ready(self) -> list[Item]:
+        ready, self.ready = self.ready, []
+        return ready
+
+    def set_interface_up(self, index: int, up: bool, now: int) -> None:
+        self.down.append(index)
+
+
+class Waiter(Source):
+    """Ready as often as told to be."""
+
+    def __init__(self, host: EchoHost, count: Callable[[], bool]) -> None:
+        super().__init__()
+        self.ready = count
+        host.items.append(Item(self))
+
+    def handle_ready(self) -> None:
+        self.wake_ready()
+
+
+@pytest.fixture
+def host() -> EchoHost:
+    return EchoHost()
+
+
+@pytest.fixture
+def link() -> Pipe:
+    return Pipe()
+
+
+@pytest.fixture
+def pump(host: EchoHost, link: Pipe) -> Iterator[Pump]:
+    made = Pump(host, [(link, 0)])  # type: ignore[arg-type]
+    yield made
+    made.close()
+
+
+def wait_for(pump: Pump, source: Waiter, seconds: float = 3.0) -> bool:
+    with pump.lock:
+        return pump.wait(source, source.ready, pump.clock() + int(seconds * 1e6))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.0005)
+
+
+def test_who_waits_drives(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    source = Waiter(host, lambda: len(host.received) >= 2)
+    threading.Timer(0.01, link.arrive, [b"one", b"two"]).start()
+    assert wait_for(pump, source)
+    assert link.readers == [threading.current_thread().name]
+    assert link.sent == [b"one", b"two"]
+
+
+def test_the_background_drives_where_nobody_waits(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    link.arrive(b"x")
+    wait_until(lambda: link.sent == [b"x"])
+    assert link.readers == ["mptcp-pump"]
+    with pump.lock:
+        host.deadline = pump.clock() + 2000
+        pump.flush()  # the thread that sleeps for ever hears of the earlier deadline
+    wait_until(lambda: len(host.timeouts) == 1)
+
+
+def test_a_wait_takes_the_seat_from_the_background_and_gives_it_back(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    wait_until(lambda: pump.driver is not None)
+    for round_ in range(3):
+        source = Waiter(host, lambda count=round_: len(host.received) > count)  # type: ignore[misc]
+        threading.Timer(0.005, link.arrive, [b"x"]).start()
+        assert wait_for(pump, source)
+    assert set(link.readers) == {threading.current_thread().name}
+    link.arrive(b"later")
+    wait_until(lambda: link.sent[-1:] == [b"later"])
+    assert link.readers[-1] == "mptcp-pump"
+
+
+def test_the_background_stays_away_from_a_driver_that_waits_long(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    source = Waiter(host, lambda: bool(host.received))
+    thread = threading.Thread(target=wait_for, args=(pump, source), name="app")
+    thread.start()
+    time.sleep(GRACE_S * 40)
+    link.arrive(b"x")
+    thread.join(3)
+    assert link.readers == ["app"]
+    link.arrive(b"y")  # it was asleep; the leaving driver has told it
+    wait_until(lambda: link.readers == ["app", "mptcp-pump"])
+
+
+def test_timeout_of_a_wait(pump: Pump, host: EchoHost) -> None:
+    begin = time.monotonic()
+    assert not wait_for(pump, Waiter(host, bool), 0.01)
+    assert 0.01 <= time.monotonic() - begin < 1
+
+
+def test_several_wait_and_one_drives(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    results: list[int] = []
+
+    def run(number: int) -> None:
+        assert wait_for(pump, Waiter(host, lambda: len(host.received) > number))
+        results.append(number)
+
+    threads = [threading.Thread(target=run, args=(number,), name=f"app{number}") for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for number in range(8):
+        time.sleep(0.002)
+        link.arrive(b"%d" % number)
+        wait_until(lambda count=number: len(results) > count)  # type: ignore[misc]
+    for thread in threads:
+        thread.join(3)
+    assert sorted(results) == list(range(8))
+    assert link.sent == [b"%d" % number for number in range(8)]
+
+
+def test_the_seat_is_handed_over_when_the_driver_leaves(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    done: list[str] = []
+
+    def run(name: str, count: int) -> None:
+        wait_for(pump, Waiter(host, lambda: len(host.received) >= count))
+        done.append(name)
+
+    first = threading.Thread(target=run, args=("first", 1), name="first")
+    second = threading.Thread(target=run, args=("second", 2), name="second")
+    first.start()
+    time.sleep(0.005)
+    second.start()
+    time.sleep(0.005)
+    link.arrive(b"x")
+    wait_until(lambda: done == ["first"])
+    link.arrive(b"y")
+    wait_until(lambda: done == ["first", "second"])
+    assert link.readers == ["first", "second"]
+
+
+def test_a_regular_takes_the_seat(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    stop = threading.Event()
+    idle = threading.Thread(target=wait_for, args=(pump, Waiter(host, stop.is_set)), name="idle")
+    idle.start()
+    time.sleep(0.005)
+
+    def work() -> None:
+        for number in range(30):
+            link_thread = threading.Timer(0.001, link.arrive, [b"x"])
+            link_thread.start()
+            assert wait_for(pump, Waiter(host, lambda count=number: len(host.received) > count))  # type: ignore[misc]
+
+    busy = threading.Thread(target=work, name="busy")
+    busy.start()
+    busy.join(5)
+    assert link.readers[0] == "idle"
+    assert link.readers[-10:].count("busy") >= 8, "woken for every packet by a thread that does not want them"
+    stop.set()
+    with pump.lock:
+        pump.rouse()
+    link.arrive(b"end")
+    idle.join(3)
+    assert not idle.is_alive()
+
+
+def test_what_another_thread_changes_ends_the_drivers_wait(pump: Pump, host: EchoHost) -> None:
+    flag: list[bool] = []
+    thread = threading.Thread(target=wait_for, args=(pump, Waiter(host, lambda: bool(flag))))
+    thread.start()
+    time.sleep(0.01)
+    with pump.lock:
+        flag.append(True)
+        pump.flush()
+    thread.join(0.5)
+    assert not thread.is_alive()
+
+
+def test_poll_handles_what_has_come_without_waiting(host: EchoHost, link: Pipe) -> None:
+    pump = Pump(host, [(link, 0)], background=False)  # type: ignore[arg-type]
+    link.arrive(b"x")
+    with pump.lock:
+        pump.poll()
+        assert link.sent == [b"x"]
+        pump.poll()
+        seat = pump.take_seat()  # as an event loop would
+        link.arrive(b"y")
+        pump.step(seat, 0)
+        pump.leave_seat(seat)
+    assert link.sent == [b"x", b"y"]
+    pump.close()
+
+
+def test_a_full_link_gets_the_rest_later_and_in_order(pump: Pump, link: Pipe) -> None:
+    link.room = 1
+    link.arrive(b"1", b"2", b"3")
+    wait_until(lambda: link.sent == [b"1"])
+    time.sleep(0.005)
+    link.room = 1 << 30
+    wait_until(lambda: link.sent == [b"1", b"2", b"3"])
+
+
+def test_the_queue_of_a_link_is_bounded() -> None:
+    link = Pipe()
+    link.room = 0
+    port = Port(link, 0)
+    port.send([Packet(b"%d" % n) for n in range(MAX_QUEUED_PACKETS + 10)])
+    assert (port.queued, port.dropped, port.wants_write) == (MAX_QUEUED_PACKETS, 10, True)
+    port.retry(1000)
+    assert port.retry_us > 1000  # "writable", and yet it takes nothing
+    link.room = 1 << 30
+    port.retry(3000)
+    assert (port.queued, port.retry_us, port.wants_write) == (0, NEVER, False)
+    assert link.sent == [b"%d" % n for n in range(MAX_QUEUED_PACKETS)]
+    link.close()
+
+
+def test_a_link_that_fails_is_an_interface_that_is_down(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    link.error = OSError(errno.ENODEV, "gone")
+    link.arrive(b"x")
+    wait_until(lambda: host.down == [0])
+    assert host.counters["link_failed"] == 1
+    with pump.lock:
+        host.out.append((0, Packet(b"x")))
+        pump.flush()
+    assert host.counters["link_failed_packet"] == 1
+
+
+def test_a_bug_in_the_background_is_told_to_everybody(host: EchoHost, link: Pipe) -> None:
+    pump = Pump(host, [(link, 0)])  # type: ignore[arg-type]
+    host.bug = ZeroDivisionError("a bug")
+    link.arrive(b"x")
+    wait_until(lambda: pump.failure is not None)
+    with pytest.raises(OSError) as caught, pump.lock:
+        pump.check()
+    assert caught.value.errno == errno.EIO
+    assert caught.value.__cause__ is host.bug
+    pump.close()
+
+
+def test_close_ends_every_wait(host: EchoHost, link: Pipe) -> None:
+    pump = Pump(host, [(link, 0)])  # type: ignore[arg-type]
+    codes: list[int | None] = []
+
+    def run() -> None:
+        try:
+            wait_for(pump, Waiter(host, bool))
+        except OSError as error:
+            codes.append(error.errno)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.01)
+    pump.close()
+    for thread in threads:
+        thread.join(3)
+    assert codes == [errno.ENETDOWN] * 3
+    pump.close()
+
+
+def test_an_interrupted_wait_leaves_the_lock_and_the_seat_in_order(pump: Pump, host: EchoHost, link: Pipe) -> None:
+    import signal
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*args: Any) -> None:
+        raise Interrupted
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(3):
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
+            with pytest.raises(Interrupted):
+                wait_for(pump, Waiter(host, bool))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert pump.lock.acquire(timeout=1)
+    pump.lock.release()
+    link.arrive(b"x")
+    wait_until(lambda: link.sent == [b"x"])

@@ -1,0 +1,392 @@
+"""What the kernel's sockets do not do, or do elsewhere: several paths, creating, closing, forgetting, forking."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import socket as std
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import mptcp
+from mptcp.core.path_managers.base import PathManager
+from mptcp.links.loopback import LoopbackLink
+from mptcp.sockets.create import current_stack
+from mptcp.sockets.notifier import Notifier
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.001)
+
+
+# --- several paths ----------------------------------------------------------------------------------------------------
+def test_facts_of_a_multipath_connection(ours: Any) -> None:
+    client, server = ours.pair()
+    assert client.is_multipath
+    assert server.is_multipath
+    assert client.fallback_reason == ""
+    assert client.connection_id == server.info().remote_token != 0
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+    wait_until(lambda: len(client.subflows()) == 2)  # the IPv6 addresses find each other
+    assert {s.local.host for s in client.subflows()} == {"10.0.0.1", "fd00::1"}
+    assert "multipath" in repr(client)
+
+
+def test_subflows_opened_closed_and_made_backup() -> None:
+    near, far = LoopbackLink.pair()
+    config = mptcp.ConnectionConfig(path_manager=NoPaths)
+    with (
+        mptcp.UserStack([near], ["10.0.0.1/24", "10.0.1.1/24"], seed=1, config=config) as one,
+        mptcp.UserStack([far], {far.name: ["10.0.0.2"]}, seed=2, config=config) as two,
+    ):
+        with mptcp.use(two):
+            listener = mptcp.create_server(("", 80))
+        with mptcp.use(one):
+            client = mptcp.create_connection(("10.0.0.2", 80), timeout=5)
+        server, _ = listener.accept()
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+        wait_until(lambda: client._connection.is_fully_established)  # its DATA_ACK may still be on its way
+        number = client.open_subflow(backup=True)
+        wait_until(lambda: len(server.subflows()) == 2 and server.subflows()[1].state.value == "active")
+        second = next(s for s in client.subflows() if s.id == number)
+        assert second.local.host == "10.0.1.1"
+        assert server.subflows()[1].backup  # as the client has asked for
+        with pytest.raises(mptcp.PathError) as caught:
+            client.open_subflow()
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+        client.set_backup(number, False)
+        wait_until(lambda: not server.subflows()[1].backup)
+        client.close_subflow(number)
+        wait_until(lambda: len(server.subflows()) == 1)
+        server.sendall(b"still")
+        assert client.recv(5) == b"still"
+        with pytest.raises(mptcp.PathError):
+            client.close_subflow(99)
+        for sock in (client, server, listener):
+            sock.close()
+
+
+class NoPaths(PathManager):
+    name = "none"
+
+
+def test_without_multipath_the_reason_is_told(ours: Any) -> None:
+    listener = ours.listen()
+    with mptcp.use(ours.client_stack):
+        client = mptcp.create_connection(listener.getsockname(), 5, config=mptcp.ConnectionConfig(multipath=False))
+    server, _ = listener.accept()
+    assert (client.is_multipath, server.is_multipath) == (False, False)
+    assert client.fallback_reason
+    assert server.fallback_reason
+    assert client.getsockopt(std.IPPROTO_TCP, 43) == 0
+    client.sendall(b"plain")
+    assert server.recv(5) == b"plain"
+    with pytest.raises(mptcp.PathError):
+        client.open_subflow()
+    client.close()
+    server.close()
+
+
+# --- creating ---------------------------------------------------------------------------------------------------------
+def test_no_stack_in_use() -> None:
+    with pytest.raises(mptcp.ConfigurationError, match="no stack is in use"):
+        mptcp.create_connection(("10.0.0.2", 80))
+
+
+def test_use_nests_and_the_default_is_for_threads(ours: Any) -> None:
+    with mptcp.use(ours.client_stack):
+        with mptcp.use(ours.server_stack):
+            assert current_stack() is ours.server_stack
+        assert current_stack() is ours.client_stack
+    found = []
+    mptcp.set_default_stack(ours.server_stack)
+    try:
+        thread = threading.Thread(target=lambda: found.append(current_stack()))
+        thread.start()
+        thread.join()
+    finally:
+        mptcp.set_default_stack(None)
+    assert found == [ours.server_stack]
+
+
+def test_create_connection_tells_all_errors(ours: Any) -> None:
+    with mptcp.use(ours.client_stack):
+        with pytest.raises(ConnectionRefusedError) as refused:
+            mptcp.create_connection(("10.0.0.2", 9), 5)
+        assert isinstance(refused.value.__cause__, mptcp.ConnectionRefused)
+        with pytest.raises(ExceptionGroup) as group:
+            mptcp.create_connection(("10.0.0.2", 9), 5, all_errors=True)
+        assert [type(e) for e in group.value.exceptions] == [ConnectionRefusedError]
+        with pytest.raises(OSError) as unreachable:
+            mptcp.create_connection(("192.0.2.1", 9), 0.01)
+        assert isinstance(unreachable.value, TimeoutError)
+        with pytest.raises(OSError) as wrong:
+            mptcp.create_connection(("10.0.0.2", 9), 5, source_address=("10.9.9.9", 0))
+        assert wrong.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_ipv6_and_dual_stack(ours: Any) -> None:
+    with mptcp.use(ours.server_stack):
+        both = mptcp.create_server(("", 0), family=std.AF_INET6, dualstack_ipv6=True)
+        only = mptcp.create_server(("::", 0), family=std.AF_INET6)
+    for host, shown in (("10.0.0.2", "::ffff:10.0.0.1"), ("fd00::2", "fd00::1")):
+        with mptcp.use(ours.client_stack):
+            client = mptcp.create_connection((host, both.getsockname()[1]), 5)
+        server, address = both.accept()
+        assert address == (shown, client.getsockname()[1], 0, 0)
+        assert server.getpeername() == address
+        client.close()
+        server.close()
+    with mptcp.use(ours.client_stack), pytest.raises(ConnectionRefusedError):
+        mptcp.create_connection(("10.0.0.2", only.getsockname()[1]), 5)
+    mapped = ours.client(std.AF_INET6)
+    mapped.connect(("::ffff:10.0.0.2", both.getsockname()[1]))
+    assert mapped.getpeername()[0] == "::ffff:10.0.0.2"
+    both.close()
+    only.close()
+
+
+def test_create_server_in_use(ours: Any) -> None:
+    with mptcp.use(ours.server_stack):
+        with mptcp.create_server(("10.0.0.2", 0)) as first, pytest.raises(OSError) as taken:
+            mptcp.create_server(first.getsockname())
+        assert taken.value.errno == errno.EADDRINUSE
+        assert "while attempting to bind" in str(taken.value)
+        mptcp.create_server(("10.0.0.2", first.getsockname()[1] if first.fileno() >= 0 else 0)).close()
+        with pytest.raises(mptcp.NotSupportedError):
+            mptcp.create_server(("10.0.0.2", 0), reuse_port=True)
+        with pytest.raises(ValueError):
+            mptcp.create_server(("10.0.0.2", 0), dualstack_ipv6=True)
+
+
+@pytest.mark.parametrize(
+    ("links", "addresses", "message"),
+    [
+        (0, None, "at least one link"),
+        (1, None, "at least one address"),
+        (1, {"other": ["10.0.0.1"]}, "no link is called 'other'"),
+        (2, ["10.0.0.1"], "which address is on which"),
+    ],
+)
+def test_wrong_stacks(links: int, addresses: Any, message: str) -> None:
+    with pytest.raises(mptcp.ConfigurationError, match=message):
+        mptcp.UserStack(LoopbackLink.pair()[:links], addresses)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "proto", "code"),
+    [
+        (std.AF_UNIX, std.SOCK_STREAM, 0, errno.EAFNOSUPPORT),
+        (std.AF_INET, std.SOCK_DGRAM, 0, errno.ESOCKTNOSUPPORT),
+        (std.AF_INET, std.SOCK_STREAM, 17, errno.EPROTONOSUPPORT),
+    ],
+)
+def test_sockets_there_are_not(ours: Any, family: int, kind: int, proto: int, code: int) -> None:
+    with pytest.raises(OSError) as caught:
+        ours.client_stack.socket(family, kind, proto)
+    assert caught.value.errno == code
+
+
+def test_supports(ours: Any) -> None:
+    stack = ours.client_stack
+    assert stack.supports("open_subflow")
+    assert stack.supports("TCP_NODELAY")
+    for feature in ("SO_REUSEPORT", "nonsense"):
+        answer = stack.supports(feature)
+        assert not answer
+        assert answer.reason
+    assert stack.socket(type=std.SOCK_STREAM | std.SOCK_NONBLOCK).gettimeout() == 0
+
+
+# --- closing and forgetting -------------------------------------------------------------------------------------------
+def test_close_wakes_reader_and_writer(ours: Any) -> None:
+    client, _ = ours.pair()
+    errors: list[int | None] = []
+
+    def run(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError as error:
+            errors.append(error.errno)
+
+    threads = [
+        threading.Thread(target=run, args=(lambda: client.recv(1),)),
+        threading.Thread(target=run, args=(lambda: client.sendall(bytes(64 << 20)),)),
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.02)
+    client.close()
+    for thread in threads:
+        thread.join(3)
+    assert errors == [errno.EBADF, errno.EBADF]
+
+
+def test_close_wakes_accept_and_connect(ours: Any) -> None:
+    listener = ours.listen()
+    lonely = ours.client()
+    ours.far_link.send = len  # the server's answers get lost
+    errors: list[int | None] = []
+
+    def run(call: Callable[..., object], *args: Any) -> None:
+        try:
+            call(*args)
+        except OSError as error:
+            errors.append(error.errno)
+
+    threads = [
+        threading.Thread(target=run, args=(listener.accept,)),
+        threading.Thread(target=run, args=(lonely.connect, ("10.0.0.2", 1))),
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.02)
+    listener.close()
+    lonely.close()
+    for thread in threads:
+        thread.join(3)
+    assert errors == [errno.EBADF, errno.EBADF]
+
+
+def test_a_forgotten_socket_is_closed(ours: Any) -> None:
+    client, server = ours.pair()
+    ours._sockets.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del client
+        gc.collect()
+    assert [w for w in caught if w.category is ResourceWarning and "10.0.0.1" in str(w.message)]
+    server.settimeout(3)
+    assert server.recv(1) == b""
+    server.close()
+
+
+def test_what_was_written_is_delivered_although_the_stack_is_closed_at_once(ours: Any) -> None:
+    client, server = ours.pair()
+    data = os.urandom(3_000_000)
+    received = bytearray()
+
+    def read() -> None:
+        while piece := server.recv(1 << 20):
+            received.extend(piece)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    client.sendall(data)
+    client.close()
+    ours.client_stack.close()
+    thread.join(5)
+    assert received == data
+
+
+def test_a_closed_stack_says_so(ours: Any) -> None:
+    client, server = ours.pair()
+    results: list[int | None] = []
+
+    def read() -> None:
+        try:
+            client.recv(1)
+        except OSError as error:
+            results.append(error.errno)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    time.sleep(0.01)
+    ours.client_stack.close()
+    thread.join(3)
+    assert results[0] in (errno.ENETDOWN, errno.ECONNABORTED, None) or not results
+    with pytest.raises(OSError) as caught:
+        client.recv(1)
+    assert caught.value.errno == errno.ENETDOWN
+    with pytest.raises(OSError):
+        ours.client_stack.socket()
+    with pytest.raises(ConnectionResetError):  # an open connection is aborted
+        server.recv(1)
+    ours.client_stack.close()
+
+
+def test_stacks_leave_no_descriptors_and_threads() -> None:
+    def once() -> None:
+        near, far = LoopbackLink.pair()
+        with (
+            mptcp.UserStack([near], ["10.0.0.1"], seed=1) as one,
+            mptcp.UserStack([far], ["10.0.0.2"], seed=2) as two,
+        ):
+            with mptcp.use(two):
+                listener = mptcp.create_server(("", 80))
+            with mptcp.use(one):
+                client = mptcp.create_connection(("10.0.0.2", 80), 5)
+            server, _ = listener.accept()
+            for sock in (client, server, listener):
+                sock.fileno()
+                sock.close()
+
+    once()
+    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(3):
+        once()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (descriptors, threads)
+
+
+def test_after_fork_the_stack_refuses(ours: Any) -> None:
+    client, server = ours.pair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of threads
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for call in (lambda: client.send(b"x"), lambda: client.recv(1), ours.client_stack.socket):
+                try:
+                    call()
+                except mptcp.NotSupportedError:
+                    continue
+                break
+            else:
+                client.close()
+                ours.client_stack.close()
+                code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    client.sendall(b"parent")
+    assert server.recv(6) == b"parent"
+
+
+# --- the descriptor ---------------------------------------------------------------------------------------------------
+def test_notifier_shows_all_four_states() -> None:
+    import select
+
+    notifier = Notifier()
+    poll = select.poll()
+    poll.register(notifier.fileno(), select.POLLIN | select.POLLOUT)
+    for _ in range(2):
+        for readable, writable in ((False, True), (True, True), (True, False), (False, False), (True, True)):
+            notifier.show(readable, writable)
+            events = dict(poll.poll(0)).get(notifier.fileno(), 0)
+            assert (bool(events & select.POLLIN), bool(events & select.POLLOUT)) == (readable, writable)
+    notifier.close()
+
+
+def test_sockets_without_fileno_use_no_descriptor(ours: Any) -> None:
+    def exchange() -> None:
+        client, server = ours.pair()
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+
+    exchange()  # the drivers' seats are made
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        exchange()
+    assert len(os.listdir("/proc/self/fd")) <= before + 4  # a third driver at the same moment needs a seat, too
