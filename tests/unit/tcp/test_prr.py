@@ -7,7 +7,7 @@ import pytest
 from mptcp.core.congestion.newreno import NewReno
 from mptcp.core.tcp.config import TcpConfig
 from mptcp.core.tcp.prr import Prr
-from mptcp.core.tcp.sender import SendState, Sender
+from mptcp.core.tcp.sender import Sender, SendState
 
 MSS = 1000
 

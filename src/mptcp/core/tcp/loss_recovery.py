@@ -162,6 +162,7 @@ class LossRecovery(SenderState):
             # RFC 6582 §3.2 (3): "If this ACK does *not* acknowledge all of the data up to and including recover, then
             # this is a partial ACK. In this case, retransmit the first unacknowledged segment."
             self._mark_first_segment_lost()
+            self._probe = Probe.HEAD
         # RFC 3168 §6.1.2: "TCP ... SHOULD NOT react to congestion indications more than once every window of data"
         if ece and flight and self.state is SendState.OPEN and una > self._ecn_point:
             self._reduce(flight, now)

@@ -367,8 +367,6 @@ class RetransmitQueue:
 
 def _may_split(record: Record, at: int, mss: int) -> bool:
     offset = at - record.start
-    if offset > record.length:
-        return False  # between data and FIN: the FIN stays with the data
     return offset % mss == 0 or (offset >= MIN_PIECE_BYTES and record.end - at >= MIN_PIECE_BYTES)
 
 

@@ -218,15 +218,17 @@ class Sender(LossRecovery):
             return self._sent_again(record, now)
         # RFC 6675 §4 (4): "If HighACK is greater than RescueRxt (or RescueRxt is undefined), then one segment of up to
         # SMSS octets that MUST include the highest outstanding unSACKed sequence number SHOULD be returned, and
-        # RescueRxt set to RecoveryPoint."
+        # RescueRxt set to RecoveryPoint." What was sent again already is not rescued.
         if self.una <= self._rescue_point:
             return None
         runs = queue.highest_runs(1)
         index = len(records) - 1
         if runs and runs[0][1] == self.nxt:
             index = queue.index_of(runs[0][0]) - 1
-        self._rescue_point = self._recovery_point
         record = records[index]
+        if record.transmissions > 1:
+            return None
+        self._rescue_point = self._recovery_point
         if record.length > self.mss:
             record = queue.split(index, record.start + (record.length - 1) // self.mss * self.mss)
         return self._sent_again(record, now)
