@@ -60,7 +60,7 @@ def test_subflows_opened_closed_and_made_backup() -> None:
         number = client.open_subflow(backup=True)
         wait_until(lambda: len(server.subflows()) == 2 and server.subflows()[1].state.value == "active")
         second = next(s for s in client.subflows() if s.id == number)
-        assert second.local.host == "10.0.1.1"
+        assert (second.local.host, second.backup) == ("10.0.1.1", True)
         assert server.subflows()[1].backup  # as the client has asked for
         with pytest.raises(mptcp.PathError) as caught:
             client.open_subflow()
