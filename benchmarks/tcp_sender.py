@@ -86,9 +86,7 @@ def sack_storm(records: int) -> float:
 
     def run() -> None:
         for index in range(2, records):
-            sender.handle_ack(
-                1, 1 << 30, 2000 + index, sack_blocks=((1 + MSS, 1 + index * MSS),), rtt_echo_us=1000
-            )
+            sender.handle_ack(1, 1 << 30, 2000 + index, sack_blocks=((1 + MSS, 1 + index * MSS),), rtt_echo_us=1000)
 
     return timed(run, records - 2)
 

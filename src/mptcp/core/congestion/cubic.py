@@ -14,7 +14,14 @@ _FRIENDLY_ALPHA = 3 * (1 - BETA) / (1 + BETA)
 class Cubic(CongestionControl):
     """Window sizes in octets; the cubic function itself counts in segments and seconds, as the RFC does."""
 
-    __slots__ = ("_epoch_us", "_friendly_segments", "_idle_since_us", "_k_seconds", "_origin_segments", "_w_max_segments")
+    __slots__ = (
+        "_epoch_us",
+        "_friendly_segments",
+        "_idle_since_us",
+        "_k_seconds",
+        "_origin_segments",
+        "_w_max_segments",
+    )
 
     name = "cubic"
 

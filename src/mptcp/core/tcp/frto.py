@@ -32,7 +32,9 @@ class Frto:
     def cancel(self) -> None:
         self.step = 0
 
-    def on_ack(self, ack: int, nxt: int, advanced: bool, sack: bool, highest_sacked: int, old_data: bool) -> FrtoVerdict:
+    def on_ack(
+        self, ack: int, nxt: int, advanced: bool, sack: bool, highest_sacked: int, old_data: bool
+    ) -> FrtoVerdict:
         """``old_data``: this acknowledgement covers octets that were never retransmitted and not covered before."""
         if self.step == 2:
             if not advanced:

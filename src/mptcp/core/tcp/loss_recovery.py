@@ -174,9 +174,7 @@ class LossRecovery(SenderState):
         if delivered > 0:
             if self.state in (SendState.RECOVERY, SendState.CWR):
                 self._reduce_proportionally(delivered)
-                self._may_guess = (
-                    self.state is SendState.RECOVERY and self.sack_enabled and not self.timestamps_enabled
-                )
+                self._may_guess = self.state is SendState.RECOVERY and self.sack_enabled and not self.timestamps_enabled
             elif (size or self.sack_enabled) and not reducing:
                 congestion = self.congestion
                 if self.state is SendState.LOSS and not self.sack_enabled:

@@ -62,7 +62,9 @@ class Rack:
                 self.xmit_us = sent_us
                 self.end_seq = end
 
-    def update_window(self, rtt: RttEstimator, una: int, nxt: int, dsack: bool, recovering: bool, many_sacked: bool) -> None:
+    def update_window(
+        self, rtt: RttEstimator, una: int, nxt: int, dsack: bool, recovering: bool, many_sacked: bool
+    ) -> None:
         """RFC 8985 §6.2 step 4. ``many_sacked``: at least DupThresh segments are selectively acknowledged."""
         if self._dsack_round >= 0 and una >= self._dsack_round:
             self._dsack_round = -1
