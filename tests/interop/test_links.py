@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import select
 import shutil
 import socket
@@ -17,7 +18,7 @@ import pytest
 from mptcp.core.entropy import Entropy
 from mptcp.core.packet import Packet
 from mptcp.core.wire import checksum, ip, tcp
-from mptcp.core.wire.segment import ACK, FIN, PSH, RST, SYN, Options, Segment
+from mptcp.core.wire.segment import ACK, CWR, FIN, PSH, RST, SYN, Options, Segment
 from mptcp.errors import ConfigurationError
 from mptcp.info import Endpoint
 from mptcp.links.base import Link, ReceivedPacket
@@ -205,7 +206,8 @@ def test_data_to_the_kernel(setup: Setup, family: int) -> None:
     content = pattern(1_000_000)
     size = min(link.gso_max_bytes or MSS, 60_000)
     for start in range(0, len(content), size):
-        connection.send(ACK | PSH, content[start : start + size])
+        # CWR (RFC 3168) on a super-segment is for its first piece only: a device is told by GSO_ECN.
+        connection.send(ACK | PSH | (CWR if start == 0 else 0), content[start : start + size])
         while (connection.seq - connection.una) & 0xFFFFFFFF > 100_000:
             assert connection.pump(), "no acknowledgement"
     connection.send(FIN | ACK)
@@ -216,6 +218,7 @@ def test_data_to_the_kernel(setup: Setup, family: int) -> None:
     assert (result["received"], result["error"]) == (len(content), "")
     assert result["sha256"] == hashlib.sha256(content).hexdigest()
     assert server.counters()["TcpInCsumErrors"] == 0
+    assert link.counters == {}
     if link.gso_max_bytes:
         # The kernel got them whole: far fewer segments than 1,000,000 / 1,400.
         assert server.counters()["TcpInSegs"] < 100
@@ -401,3 +404,64 @@ def test_tun_routes(lab: Lab, tun: None) -> None:
     assert "fd98::/32" in lab.server.run("ip", "-6", "route")
     link.close()
     assert "fd98::/32" not in lab.server.run("ip", "-6", "route")
+
+
+def test_any_frame_is_survived(lab: Lab) -> None:
+    """Random Ethernet frames, most of them looking like something: counted or handed up, nothing raised."""
+    with lab.client.entered():
+        link = PacketLink("c1", ["10.77.1.1/24", "fd77:1::1/64"])
+    with lab.server.entered():
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        wire.bind(("s1", 0))
+    entropy = Entropy(11)
+    fd77 = Endpoint.parse("fd77:1::1").address
+    starts = (
+        b"\x08\x06" + bytes.fromhex("0001080006040001"),
+        b"\x08\x06" + bytes.fromhex("0001080006040002"),
+        b"\x08\x00\x45" + bytes(8) + b"\x06" + bytes(6) + bytes([10, 77, 1, 1]),
+        b"\x86\xdd\x60\0\0\0\0\x20\x3a\xff" + fd77[:15] + b"\x02" + fd77 + b"\x87\0",
+        b"\x86\xdd\x60\0\0\0\0\x20\x3a\xff" + fd77[:15] + b"\x02" + fd77 + b"\x88\0",
+        b"\x86\xdd" + bytes(24) + fd77,
+        b"\x86\xdd",
+    )
+    with wire:
+        for number in range(1500):
+            start = starts[number % len(starts)]
+            wire.send(b"\xff" * 12 + start + entropy.octets(entropy.below(80)))
+            if number % 20 == 19:
+                for data, gso_size, _ in receive(link, 0.01):
+                    assert len(data) >= 20
+                    assert gso_size == 0
+    assert link.counters["nd_malformed"] > 100
+    assert link.send([echo_request("10.77.1.1", "10.77.1.2", 9)]) == 1
+    assert any(data[9] == 1 for data, _, _ in receive(link))
+    link.close()
+
+
+def test_without_privilege_the_error_says_what_to_do(lab: Lab) -> None:
+    """A child gives up its privileges inside the namespace and tries."""
+    if Path("/proc/self/uid_map").read_text().split()[2] == "1":
+        pytest.skip("this user namespace has one user only, so privileges cannot be given up")
+    here, there = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            with lab.server.entered():
+                os.setgroups([])
+                os.setuid(65_534)
+                for make in (lambda: PacketLink("s1", ["10.77.1.9/24"]), lambda: TunLink("mptcp8")):
+                    try:
+                        make().close()
+                    except OSError as error:
+                        os.write(there, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(0)
+    os.close(there)
+    with open(here) as stream:
+        lines = stream.read().splitlines()
+    os.waitpid(child, 0)
+    assert lines[0].startswith("PermissionError")
+    assert "CAP_NET_RAW" in lines[0]
+    assert "run as root" in lines[0]
+    assert lines[1].startswith(("PermissionError", "FileNotFoundError"))
+    assert "run as root" in lines[1] or "modprobe tun" in lines[1]
