@@ -4,7 +4,7 @@ import pytest
 
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.keys import add_addr_hmac
-from mptcp.core.wire.mptcp_options import AddAddr, MpJoinSyn, MpPrio, MpTcprst, RemoveAddr
+from mptcp.core.wire.mptcp_options import AddAddr, MpCapable, MpJoinSyn, MpPrio, MpTcprst, RemoveAddr
 from mptcp.core.wire.segment import ACK, RST, SYN
 from mptcp.errors import PathError
 from mptcp.info import Endpoint
@@ -113,12 +113,27 @@ def test_announcements_that_are_never_echoed_end() -> None:
     assert len(sent) == 1 + connection.config.announce_retries
 
 
-def test_ipv6_announcement_takes_an_acknowledgement_of_its_own() -> None:
-    host, peer, connection = connected.server()
+@pytest.mark.parametrize("port", [None, 4430])
+def test_ipv6_announcement_takes_an_acknowledgement_of_its_own(port: int | None) -> None:
+    host = ScriptedHost()
+    listener = host.listen(80, options=connected.QUIET)
+    host.receives(builders.syn(MpCapable(), timestamp=(1000, 0)), to_port=80)
+    (syn_ack,) = host.sends()
+    (capable,) = syn_ack.options.mptcp
+    assert isinstance(capable, MpCapable)
+    third = MpCapable(1, 1, 7, capable.sender_key, 1)
+    seq, ack = builders.PEER_ISN + 1, syn_ack.seq + 1
+    host.receives(builders.data(b"x", third, seq=seq, ack=ack, timestamp=(1001, 0)))
+    connection = listener.accept()
+    assert connection is not None
     host.add_interface("fd00::5")
-    connection.add_address(Endpoint.parse("fd00::5", 4430), host.now)
-    carrying = [s for s in peer.takes() if any(isinstance(o, AddAddr) for o in s.options.mptcp)]
+    host.sends()
+    connection.write(b"data that leaves no room", host.now)
+    connection.add_address(Endpoint.parse("fd00::5", port or 0), host.now)
+    carrying = [s for s in host.sends() if any(isinstance(o, AddAddr) for o in s.options.mptcp)]
     assert [s.length for s in carrying] == [0]
+    # 32 octets with the port: no room for timestamps
+    assert (carrying[0].options.timestamp_value is None) == (port is not None)
 
 
 def test_server_announces_its_other_addresses_and_opens_nothing() -> None:

@@ -173,7 +173,8 @@ class Subflow(Extension):
     def claims_whole_ack(self) -> bool:
         # An ADD_ADDR with IPv6 address, port and HMAC takes 32 octets; with timestamps there are 28. It goes on a pure
         # ACK without timestamps, which RFC 7323 §3.2 lets a receiver drop; repetition until the echo is what there is.
-        return bool(self.signals) and options_length(self.signals[0]) > 28 and self.confirmed
+        signals = self.signals
+        return signals is not None and self.confirmed and options_length(signals[0]) > 28
 
     def _signal_options(self, room: int) -> tuple[MptcpOption, ...]:
         assert self.signals

@@ -117,10 +117,10 @@ def make_ack(connection: Connection, now: int, seq: int = -1) -> Segment:
     """A pure acknowledgement: ``<SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>``."""
     receiver = connection.receiver
     extension = connection.extension
-    room = MAX_OPTION_BYTES - TIMESTAMP_OPTION_BYTES if connection.timestamps.enabled else MAX_OPTION_BYTES
-    mptcp: tuple[MptcpOption, ...] = (
-        connection.take_parting() if extension is None else extension.ack_options(room)
-    )
+    whole = extension is not None and extension.claims_whole_ack
+    timed = connection.timestamps.enabled and not whole
+    room = MAX_OPTION_BYTES - TIMESTAMP_OPTION_BYTES if timed else MAX_OPTION_BYTES
+    mptcp: tuple[MptcpOption, ...] = connection.take_parting() if extension is None else extension.ack_options(room)
     blocks: tuple[tuple[int, int], ...] = ()
     if receiver.sack_enabled and (receiver.reassembly is not None or receiver.duplicate is not None):
         blocks = receiver.sack_blocks(sack_blocks_that_fit(room - padded_bytes(mptcp)))
@@ -135,9 +135,8 @@ def make_ack(connection: Connection, now: int, seq: int = -1) -> Segment:
     connection.segments_sent += 1
     if seq < 0:
         seq = connection.sender.nxt
-    return Segment(
-        seq & MASK32, nxt & MASK32, flags, field, make_options(connection, blocks, mptcp, now), (), 0
-    )
+    options = Options(mptcp=mptcp) if whole else make_options(connection, blocks, mptcp, now)
+    return Segment(seq & MASK32, nxt & MASK32, flags, field, options, (), 0)
 
 
 def make_probe(connection: Connection, now: int) -> Segment:

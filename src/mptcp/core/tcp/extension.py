@@ -34,6 +34,11 @@ class Extension(ABC):
         """For a pure acknowledgement; ``room`` is what is left of the 40 octets after TCP's own, SACK excepted:
         TCP fits as many SACK blocks as remain."""
 
+    @property
+    def claims_whole_ack(self) -> bool:
+        """The next pure acknowledgement needs all 40 octets: TCP leaves its timestamps out of it."""
+        return False
+
     @abstractmethod
     def data_options(self, record: Record, room: int) -> tuple[MptcpOption, ...]:
         """For a segment that carries ``record`` (data or FIN), first time or retransmitted."""
