@@ -141,8 +141,12 @@ class Direction:
             self._free_ns = 0
 
     def add_middlebox(self, box: Middlebox) -> None:
-        """Behind those that are there already."""
-        self._boxes.append(box)
+        """In the forward direction behind those that are there already, in the other before them: as boxes stand on
+        a wire."""
+        if self._forward:
+            self._boxes.append(box)
+        else:
+            self._boxes.insert(0, box)
         self.needs_checksum = True
 
     def remove_middlebox(self, box: Middlebox) -> None:
@@ -362,7 +366,8 @@ class Path:
         self._do(at_us, apply)
 
     def add_middlebox(self, box: Middlebox) -> None:
-        """In both directions; the box itself looks at ``forward``. Boxes are passed in the order they were added."""
+        """In both directions; the box itself looks at ``forward``. Forward packets pass the boxes in the order in which
+        they were added."""
 
         def inject(data: bytes, forward: bool) -> None:
             (self.forward if forward else self.backward).inject(data, box)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mptcp.core.packet import Packet
 from mptcp.core.units import MBIT, NEVER
 from mptcp.errors import ConfigurationError
 from mptcp.sim.conditions import Conditions
+from mptcp.sim.middlebox import Middlebox
 from mptcp.sim.network import Router
 from mptcp.sim.trace import Outcome, PcapngWriter
 from mptcp.sim.world import SimHost, World
@@ -163,6 +165,27 @@ def test_capture_writes_pcapng(make_stack: Any) -> None:
     interface, high, low, captured, size = struct.unpack_from("<IIIII", blocks[4], 8)
     assert (interface, high << 32 | low, captured, size) == (1, 1_000, 101, 101)
     assert blocks[4][28:129] == bytes(ip_packet(101))
+
+
+class Stamp(Middlebox):
+    """Appends a letter."""
+
+    def __init__(self, letter: bytes) -> None:
+        self.letter = letter
+
+    def process(self, data: bytes, forward: bool, now: int) -> Sequence[bytes]:
+        return (data + self.letter,)
+
+
+def test_boxes_are_passed_in_the_order_in_which_they_stand_on_the_wire(make_stack: Any) -> None:
+    world, a, b = two_hosts(make_stack)
+    for letter in (b"1", b"2", b"3"):
+        world.paths[0].add_middlebox(Stamp(letter))
+    a.stack.outgoing.append((0, ip_packet()))
+    a.touch()
+    world.run()
+    assert b.stack.received[0][2].endswith(b"123")
+    assert a.stack.received[0][2].endswith(b"123321")
 
 
 def test_no_deadline_means_no_event(make_stack: Any) -> None:
