@@ -49,7 +49,7 @@ def test_a_finished_handshake_can_be_accepted() -> None:
     assert at.accepted_total == 1
 
 
-def test_oldest_half_open_makes_room() -> None:  # RFC 4987 §3.3
+def test_oldest_half_open_makes_room() -> None:  # RFC 4987 §3.4
     at = listener(max_half_open=3)
     made = [half_open(at, n) for n in range(5)]
     assert len(at.half_open) == 3

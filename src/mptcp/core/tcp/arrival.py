@@ -45,7 +45,7 @@ def handle_segment(connection: Connection, segment: Segment, now: int) -> None:
         seq += 1
 
     # RFC 7323 §5.3 R1: "If there is a Timestamps option in the arriving segment, SEG.TSval < TS.Recent, TS.Recent is
-    # valid [...], and the RST bit is not set, then treat the arriving segment as not acceptable"
+    # valid [...], and if the RST bit is not set, then treat the arriving segment as not acceptable"
     options = segment.options
     value = options.timestamp_value if timestamps.enabled else None
     if value is not None:
@@ -95,7 +95,8 @@ def handle_segment(connection: Connection, segment: Segment, now: int) -> None:
 
     # Third, security: nothing. Fourth, check the SYN bit (RFC 5961 §4.2)
     if flags & SYN:
-        # "If the SYN bit is set, irrespective of the sequence number, TCP endpoints MUST send an ACK"
+        # RFC 9293 §3.10.7.4: "if the SYN bit is set, irrespective of the sequence number, TCP endpoints MUST send a
+        # "challenge ACK" to the remote peer"
         counters.bump("challenged_syn")
         send_challenge(connection, now)
         return
@@ -166,7 +167,8 @@ def take_text(
             receiver.fin_seq = end
     if length:
         if connection.orphan and connection.extension is None:
-            # RFC 9293 §3.6.1: data that nobody will ever read: "a RST SHOULD be sent to show that data was lost"
+            # RFC 9293 §3.6.1: "if new data is received after CLOSE is called, its TCP implementation SHOULD send a RST
+            # to show that data was lost (SHLD-3)"
             connection.counters.bump("data_after_close")
             connection.abort(now)
             return

@@ -6,8 +6,8 @@ from typing import Final
 
 from mptcp.core.units import SECOND
 
-#: RFC 5961 §7: "no more than 10 challenge ACKs can be sent in a 5-second window". Counted per connection: a limit
-#: shared by all would tell an attacker about connections that are not his.
+#: RFC 5961 §7: "in any 5 second window, no more than 10 challenge ACKs should be sent". Counted per connection: a
+#: limit shared by all would tell an attacker about connections that are not his.
 CHALLENGE_ACK_LIMIT: Final = 10
 CHALLENGE_ACK_WINDOW_US: Final = 5 * SECOND
 

@@ -270,7 +270,7 @@ class Connection:
             return
         if timestamps.enabled and nxt <= receiver.last_ack_sent:
             assert value is not None
-            # RFC 7323 §4.3: "If SEG.TSval >= TS.Recent and SEG.SEQ <= Last.ACK.sent then SEG.TSval is copied"
+            # RFC 7323 §4.3: "SEG.TSval >= TS.Recent and SEG.SEQ <= Last.ACK.sent then SEG.TSval is copied to TS.Recent"
             timestamps.recent = value
             timestamps.recent_at = now
         self.last_received_us = now
@@ -328,8 +328,8 @@ class Connection:
         """As ``write``; the last octet taken is urgent (RFC 9293 §3.8.5)."""
         length = self.write(view)
         if length:
-            # RFC 9293 §3.8.5: the urgent pointer "MUST point to the last octet (not last+1)" was RFC 1122; RFC 6093
-            # and every implementation, Linux included, mean the octet after it
+            # RFC 9293 §3.8.5: "The urgent pointer MUST point to the sequence number of the octet following the urgent
+            # data (MUST-62)."
             self.send_urgent = self.sender.end
         return length
 
@@ -373,7 +373,8 @@ class Connection:
             self.end(None, now)
             return
         if self._extension is None and self.receiver.buffer.length:
-            # RFC 9293 §3.6.1: "if received data is still pending in TCP CLOSE [...] a RST SHOULD be sent (SHLD-3)"
+            # RFC 9293 §3.6.1: "If such a host issues a CLOSE call while received data is still pending in the TCP
+            # connection, [...] its TCP implementation SHOULD send a RST to show that data was lost (SHLD-3)."
             self.receiver.buffer.clear()
             self.counters.bump("closed_with_unread_data")
             self.abort(now)

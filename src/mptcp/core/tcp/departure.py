@@ -59,7 +59,7 @@ def make_data(connection: Connection, record: Record, now: int) -> Segment:
         if sender.una >= connection.send_urgent:
             connection.send_urgent = 0
         elif ahead > 0:
-            # RFC 9293 §3.8.5: URG as long as the urgent data lies ahead; 65535 says "further than I can tell"
+            # RFC 9293 §3.8.5: URG as long as the urgent data lies ahead; 65535 stands for everything farther away
             flags |= URG
             urgent = min(ahead, 0xFFFF)
     nxt = receiver.nxt

@@ -19,8 +19,8 @@ class Ecn:
 
     def handle_data(self, ecn: int, flags: int) -> None:
         """A segment with data arrived, with these bits in its IP header and TCP flags."""
-        # RFC 3168 §6.1.3: "After the receipt of the CWR packet, acknowledgments for subsequent non-CE data packets
-        # will not have the ECN-Echo flag set."
+        # RFC 3168 §6.1.3: "After the receipt of the CWR packet, acknowledgments for subsequent non-CE data packets do
+        # not have the ECN-Echo flag set."
         if flags & CWR:
             self.echo = False
         if ecn == CE:

@@ -137,7 +137,7 @@ def handle_syn_sent(connection: Connection, segment: Segment, now: int) -> None:
         take_window(connection, connection.irs, connection.iss + 1, segment.window)
         establish(connection, now)
         return
-    # §3.10.7.3: "Otherwise, enter SYN-RECEIVED, form a SYN,ACK segment and send it" (simultaneous open)
+    # §3.10.7.3: "Otherwise, enter SYN-RECEIVED, form a SYN,ACK segment [...] and send it" (simultaneous open)
     connection.become(State.SYN_RECEIVED)
     take_window(connection, connection.irs, connection.iss, segment.window)
     connection.syn_wanted = True

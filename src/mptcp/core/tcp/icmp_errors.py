@@ -24,8 +24,7 @@ def handle_icmp(connection: Connection, error: IcmpError, now: int) -> None:
     if state in OPENING:
         plausible = error.seq == connection.iss & MASK32
     else:
-        # RFC 5927 §4.1: "the TCP sequence number contained in the payload of the ICMP error message should be checked
-        # to be within the range SND.UNA =< SEG.SEQ < SND.NXT"
+        # RFC 5927 §4.1: what is quoted must be outstanding, SND.UNA =< SEG.SEQ < SND.NXT
         plausible = sender.una <= unwrap32(error.seq, sender.una) < sender.nxt
     if not plausible:
         counters.bump("icmp_bad_sequence")

@@ -87,7 +87,7 @@ class Listener:
             self.counters.bump("listen_overflow")
             return None
         if len(self.half_open) >= self.max_half_open:
-            # RFC 4987 §3.3: "Once the entire backlog is full, ... the oldest half-open TCB [is] recycled"
+            # RFC 4987 §3.4: "Once the entire backlog is exhausted, [...] overwrite the oldest half-open TCB entry"
             oldest = next(iter(self.half_open))
             self.half_open.pop(oldest).end(None, now)
             self.counters.bump("half_open_recycled")

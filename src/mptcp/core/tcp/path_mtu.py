@@ -8,7 +8,7 @@ from mptcp.core.units import NEVER, SECOND
 
 #: RFC 1191 §3 lets a path be as narrow as 68 octets; nobody honest is below this, and an attacker would like it.
 MIN_MTU_V4: Final = 552
-#: RFC 8201 §4: "a node MUST NOT reduce its estimate of the Path MTU below the IPv6 minimum link MTU".
+#: RFC 8201 §4: the estimate never goes below the minimum link MTU of IPv6.
 MIN_MTU_V6: Final = 1280
 #: RFC 1191 §7.1, table 7-1: what routers that tell no next-hop MTU are likely to have.
 PLATEAUS: Final = (32000, 17914, 8166, 4352, 2002, 1492, 1006, MIN_MTU_V4)
@@ -55,7 +55,7 @@ class PathMtu:
     def handle_too_big(self, next_hop_mtu: int, packet_bytes: int, now: int) -> bool:
         """ICMP says so; ``next_hop_mtu`` 0: an old router does not tell. True: ``mtu`` is smaller now."""
         if next_hop_mtu == 0:
-            # RFC 1191 §5: "use the greatest plateau that is less than the Total Length"
+            # RFC 1191 §5: "the greatest plateau value that is less than the returned Total Length field"
             size = min(packet_bytes or self.mtu, self.mtu)
             next_hop_mtu = next((p for p in PLATEAUS if p < size), self.min_mtu)
         mtu = max(next_hop_mtu, self.min_mtu)
@@ -69,7 +69,7 @@ class PathMtu:
 
     def handle_timeouts(self, consecutive: int, longest_bytes: int, now: int) -> bool:
         """So many retransmission timeouts in a row, the longest outstanding packet having ``longest_bytes``."""
-        # RFC 4821 §7.7: repeated timeouts of full-sized packets "may be due to a black hole"
+        # RFC 4821 §7.7: "the RECOMMENDED first recovery action is to treat this as a detected ICMP black hole"
         if self._trial_from and consecutive >= 2:
             self.mtu, self._trial_from, self.trial_end = self._trial_from, 0, -1
             self._arm_after_black_hole(now)

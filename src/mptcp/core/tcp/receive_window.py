@@ -6,7 +6,7 @@ from typing import Final
 
 from mptcp.core.units import MILLISECOND
 
-#: RFC 7323 §2.3: "the maximum allowed shift.cnt value is 14".
+#: RFC 7323 §2.3 limits shift.cnt to 14, so that the window stays below a quarter of the sequence space.
 MAX_WINDOW_SCALE: Final = 14
 MAX_UNSCALED_WINDOW: Final = 65535
 
@@ -52,8 +52,8 @@ class ReceiveWindow:
         if free_bytes > largest:
             free_bytes = largest
         current = self.edge - nxt
-        # RFC 9293 §3.8.6.2.2: "keep RCV.NXT+RCV.WND fixed until RCV.BUFF - RCV.USER - RCV.WND >=
-        # min(Fr * RCV.BUFF, Eff.snd.MSS)"
+        # RFC 9293 §3.8.6.2.2: "keep RCV.NXT+RCV.WND fixed until the reduction satisfies: RCV.BUFF - RCV.USER - RCV.WND
+        # >= min( Fr * RCV.BUFF, Eff.snd.MSS )"
         if free_bytes - current >= step_bytes or (current <= 0 and free_bytes >= largest):
             field = free_bytes >> scale
             if (field << scale) > current:

@@ -85,7 +85,8 @@ class Receiver:
                 self.ack.due = True
                 return None
         if end <= nxt:
-            # RFC 2883 §4: "the first block of the SACK option field specifies the range of the duplicate segment"
+            # RFC 2883 §4: "the first block of the SACK option should be a D-SACK block specifying the sequence numbers
+            # for the duplicate segment that triggers the acknowledgement"
             self.duplicate = (seq, end)
             self.owe_duplicate_ack()
             return None
@@ -109,8 +110,8 @@ class Receiver:
         if reassembly is None:
             self.ack.handle_data(count, mss, now, quick_ack)
         else:
-            # RFC 5681 §4.2: "a receiver SHOULD send an immediate ACK when the incoming segment fills in all or part
-            # of a gap in the sequence space"
+            # RFC 5681 §4.2: "the receiver SHOULD send an immediate ACK when it receives a data segment that fills in
+            # all or part of a gap in the sequence space"
             self.ack.due = True
             more = reassembly.take(end)
             if more is not None:

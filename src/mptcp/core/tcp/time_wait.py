@@ -22,13 +22,13 @@ def may_be_replaced(connection: Connection, segment: Segment) -> bool:
     timestamps = connection.timestamps
     value = segment.options.timestamp_value
     if timestamps.enabled and value is not None and value != timestamps.recent:
-        # RFC 6191 §2: "If the timestamp of the incoming SYN is greater than the last timestamp seen [...] the
-        # connection request is accepted"
+        # RFC 6191 §2: accepted if its timestamp is greater than the last one of the old incarnation
         return not (value - timestamps.recent) & 0x80000000
-    # RFC 9293 §3.6.1 (MAY-2): "if the sequence number of the SYN is larger than the last one of the old incarnation"
+    # RFC 9293 §3.6.1: "it MAY accept a new SYN from the remote TCP endpoint to reopen the connection directly from
+    # TIME-WAIT state (MAY-2)"; one that is no old duplicate, as its larger number shows
     return unwrap32(segment.seq, connection.receiver.nxt) >= connection.receiver.nxt
 
 
 def next_isn(connection: Connection) -> int:
-    """RFC 9293 §3.6.1: an initial number "larger than the largest sequence number [...] of the previous incarnation"."""
+    """RFC 9293 §3.6.1: an initial number that lies beyond the largest one of the connection before."""
     return (connection.sender.nxt + 65535 + 2) & MASK32

@@ -40,8 +40,8 @@ def handle_sender_timeout(connection: Connection, now: int) -> None:
         if connection.orphan:
             retries = min(retries, ORPHAN_RETRIES)
         if sender.consecutive_timeouts > retries:
-            # RFC 9293 §3.8.3: "When the number of transmissions of the same segment reaches a threshold R2 [...],
-            # close the connection (MUST-20)"
+            # RFC 9293 §3.8.3 (MUST-20): "When the number of transmissions of the same segment reaches a threshold R2
+            # greater than R1, close the connection."
             give_up(connection, "retransmission_limit", "the peer does not acknowledge", now)
             return
         path_mtu = connection.path_mtu
