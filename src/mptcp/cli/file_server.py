@@ -48,11 +48,14 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Sends the headers and returns what to send after them; None: nothing."""
         self._left = None
-        path = Path(self.translate_path(self.path))
+        name = self.translate_path(self.path)
+        path = Path(name)
         if path.is_dir():
             listing = super().send_head()
             return listing  # noqa: RET504  (typeshed: BytesIO | BinaryIO | None)
         try:
+            if name.endswith("/"):
+                raise NotADirectoryError
             file = path.open("rb")
         except OSError:
             self.send_error(HTTPStatus.NOT_FOUND)
@@ -117,8 +120,8 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
             self.connection.sendall(chunk)
             left -= len(chunk)
         elapsed = max(time.monotonic() - started, 1e-6)
-        self.server.say(
-            f"{self.client_address[0]} {self.path}: {figures.octets(total - left)} in {elapsed:.1f} s, "
+        self._say(
+            f"{self.path}: {figures.octets(total - left)} in {elapsed:.1f} s, "
             f"{figures.rate((total - left) * 8 / elapsed)}, {self._paths()}"
         )
 
@@ -135,7 +138,10 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         """Only what went wrong; ``copyfile`` tells the rest."""
 
     def log_error(self, format: str, *args: object) -> None:
-        self.server.say(f"{self.client_address[0]}: {format % args}".translate(_CONTROLS))
+        self._say(format % args)
+
+    def _say(self, text: str) -> None:
+        self.server.say(f"{self.client_address[0]} {text}".translate(_CONTROLS))
 
 
 #: What a client sends must not reach the terminal as control characters.
