@@ -87,13 +87,13 @@ class _Direction:
         """What becomes of one packet: none, itself, copies, and others that were held back until now."""
         counters, prefix = self.counters, self.prefix
         if self.blackhole:
-            counters.bump(f"fault_{prefix}_blackholed")
+            counters.bump(f"fault_{prefix}_blackholed")  # by direction: outgoing, incoming
             return []
         copies, hold = 1, 0
         for fault in self.faults:
             if not fault.meets(data, self.entropy):
                 continue
-            counters.bump(f"fault_{prefix}_{fault.kind.value}")
+            counters.bump(f"fault_{prefix}_{fault.kind.value}")  # by direction and kind
             match fault.kind:
                 case FaultKind.DROP:
                     return []

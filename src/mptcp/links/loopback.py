@@ -96,7 +96,7 @@ class LoopbackLink(Link):
     def send(self, packets: Sequence[Packet]) -> int:
         peer = self._peer
         if self._closed or peer._closed:
-            self.counters.bump("loopback_send_closed", len(packets))
+            self.counters.bump("loopback_send_closed", len(packets))  # one of the two ends is closed
             return len(packets)
         queue = peer._queue
         taken = 0
@@ -109,7 +109,7 @@ class LoopbackLink(Link):
             taken += 1
             gso_size = packet.gso_size
             if (len(packet.header) + gso_size if gso_size else packet.length) > self.mtu:
-                self.counters.bump("loopback_send_too_long")
+                self.counters.bump("loopback_send_too_long")  # longer than the MTU
                 continue
             data = b"".join((packet.header, *packet.payloads))
             peer._bytes += len(data)

@@ -155,7 +155,7 @@ class Neighbours:
         if neighbour is None:
             if len(self._neighbours) >= MAX_NEIGHBOURS:
                 self._forget(next(iter(self._neighbours.values())))
-                self.counters.bump("neighbour_evicted")
+                self.counters.bump("neighbour_evicted")  # the table was full
             neighbour = self._neighbours[address] = Neighbour(address)
         return neighbour
 
@@ -170,7 +170,7 @@ class Neighbours:
         """Keeps a packet until its next hop answers; drops it, counted, when there is no route."""
         neighbour = self._by_destination.get(destination)
         if neighbour is None:
-            self.counters.bump("neighbour_no_route")
+            self.counters.bump("neighbour_no_route")  # neither on the link nor behind a gateway
             return
         if len(neighbour.waiting) >= WAITING_PACKETS:
             # RFC 4861 §7.2.2: "When a queue overflows, the new arrival SHOULD replace the oldest entry."
@@ -182,7 +182,7 @@ class Neighbours:
         if now < neighbour.next_request_us:
             return
         if neighbour.requests >= MAX_REQUESTS:
-            self.counters.bump("neighbour_unreachable")
+            self.counters.bump("neighbour_unreachable")  # it did not answer three requests
             if neighbour.waiting:
                 # RFC 4861 §7.2.2: after MAX_MULTICAST_SOLICIT solicitations address resolution has failed.
                 self.counters.bump("neighbour_waiting_dropped", len(neighbour.waiting))
@@ -195,7 +195,7 @@ class Neighbours:
         target = neighbour.address
         source = self._source_for(target)
         if source is None:
-            self.counters.bump("neighbour_no_source")
+            self.counters.bump("neighbour_no_source")  # no address of that family to ask from
         elif len(target) == 4:
             body = ARP.pack(1, 0x0800, 6, 4, ARP_REQUEST, self.hardware, source, bytes(6), target)
             self._emit(known or BROADCAST, ETHERTYPE_ARP.to_bytes(2, "big"), body)
@@ -325,7 +325,7 @@ class Neighbours:
 
     def _handle_advertisement(self, target: bytes, flags: int, hardware: bytes, now: int) -> None:
         if target in self.addresses:
-            self.counters.bump("nd_address_conflict")
+            self.counters.bump("nd_address_conflict")  # somebody else claims our address
             return
         # RFC 4861 §7.2.5: "If no entry exists, the advertisement SHOULD be silently discarded."
         neighbour = self._neighbours.get(target)
@@ -339,9 +339,13 @@ class Neighbours:
             # RFC 4861 §7.2.5: with the Override flag clear, a different address only makes a reachable entry stale.
             neighbour.stale_us = min(neighbour.stale_us, now)
             return
+        if not flags & SOLICITED and neighbour.header[:6] == hardware:
+            return  # nothing new, and no answer to a question of ours: RFC 4861 §7.2.5 leaves the state as it is
         self._learn(neighbour, hardware, now)
         if not flags & SOLICITED:
-            neighbour.stale_us = now  # RFC 4861 §7.2.5: "If the Solicited flag is zero, the state MUST be set to STALE"
+            # RFC 4861 §7.2.5: "If the Solicited flag is zero and the link-layer address was updated with a different
+            # address, the state MUST be set to STALE."
+            neighbour.stale_us = now
 
     def _learn(self, neighbour: Neighbour, hardware: bytes, now: int) -> None:
         neighbour.header = hardware + self.hardware + (b"\x08\x00" if len(neighbour.address) == 4 else b"\x86\xdd")
@@ -359,7 +363,7 @@ class Neighbours:
 
     def _emit(self, hardware: bytes, ethertype: bytes, body: bytes) -> None:
         if len(self._frames) >= WAITING_FRAMES:
-            self.counters.bump("neighbour_frame_dropped")
+            self.counters.bump("neighbour_frame_dropped")  # too many answers and requests to be sent
             return
         self._frames.append(hardware + self.hardware + ethertype + body)
 

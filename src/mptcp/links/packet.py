@@ -128,7 +128,7 @@ class PacketLink(Link):
                 sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
                 return True
             except OSError:
-                self.counters.bump("packet_offload_refused")
+                self.counters.bump("packet_offload_refused")  # a kernel without PACKET_VNET_HDR: no super-segments
         sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         return False
 
@@ -208,7 +208,7 @@ class PacketLink(Link):
                 continue
             handled += 1
             if length < VNET_HEADER_LENGTH + ETHERNET + 20:
-                self.counters.bump("packet_receive_short")
+                self.counters.bump("packet_receive_short")  # less than an IP header
                 continue
             ethertype = data[22] << 8 | data[23]
             if (ethertype == _ARP or (ethertype == _IPV6 and data[30] == 58)) and self._for_the_link(
@@ -241,7 +241,7 @@ class PacketLink(Link):
                 continue
             handled += 1
             if length < ETHERNET + 20:
-                self.counters.bump("packet_receive_short")
+                self.counters.bump("packet_receive_short")  # less than an IP header
                 continue
             status = struct.unpack_from("=I", ancillary[0][2])[0] if ancillary else 0
             ethertype = data[12] << 8 | data[13]
@@ -318,7 +318,7 @@ class PacketLink(Link):
                 start = ETHERNET + packet.transport_offset
                 vnet = VNET_HEADER.pack(NEEDS_CSUM, 0, ETHERNET + len(header), 0, start, TCP_CHECKSUM_OFFSET)
         if too_long:
-            self.counters.bump("packet_send_too_long")
+            self.counters.bump("packet_send_too_long")  # longer than the MTU
             return True
         payloads = packet.payloads
         if len(payloads) > IOV_MAX - 3:
@@ -332,7 +332,7 @@ class PacketLink(Link):
     def _transmit_finished(self, ethernet: bytes, packet: Packet) -> bool:
         for number, data in enumerate(finish(packet)):
             if len(data) > self.mtu:
-                self.counters.bump("packet_send_too_long")
+                self.counters.bump("packet_send_too_long")  # longer than the MTU
                 continue
             try:
                 self._sock.sendmsg((ethernet, data))

@@ -133,7 +133,7 @@ class TunLink(Link):
                 self.counters.bump(f"tun_receive_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
                 break
             if length <= skip:
-                self.counters.bump("tun_receive_short")
+                self.counters.bump("tun_receive_short")  # nothing behind the vnet header
                 break
             if not skip:
                 received.append((buffers.take(0, length), 0, False))
@@ -170,7 +170,7 @@ class TunLink(Link):
                 else:
                     vnet = NO_OFFLOAD_HEADER
             if too_long:
-                self.counters.bump("tun_send_too_long")
+                self.counters.bump("tun_send_too_long")  # longer than the MTU
                 continue
             payloads = packet.payloads
             if len(payloads) > IOV_MAX - 2:
@@ -187,7 +187,7 @@ class TunLink(Link):
         """Without offload: cut and completed here. False: the device is full and the packet must be offered again."""
         for number, data in enumerate(finish(packet)):
             if len(data) > self.mtu:
-                self.counters.bump("tun_send_too_long")
+                self.counters.bump("tun_send_too_long")  # longer than the MTU
                 continue
             try:
                 os.write(self._fd, data)

@@ -193,6 +193,20 @@ def test_advertisement_without_override_does_not_replace() -> None:  # RFC 4861 
     assert table.lookup(ip("fd00::2"), 21)[:6] == OTHER
 
 
+def test_unsolicited_advertisement() -> None:  # RFC 4861 §7.2.5
+    table = make()
+    target = ip("fd00::2")
+    table.handle_nd(solicitation("fd00::2", "fd00::1", THEIRS), 0)
+    table.poll_frames()
+    table.handle_nd(advertisement("fd00::2", THEIRS, 0x20000000, "ff02::1"), 10)
+    assert table.lookup(target, 11)[:6] == THEIRS
+    assert table.poll_frames() == []  # nothing new: as reachable as before
+    table.handle_nd(advertisement("fd00::2", OTHER, 0x20000000, "ff02::1"), 20)
+    assert table.lookup(target, 21)[:6] == OTHER
+    [probe] = table.poll_frames()  # used, but to be confirmed
+    assert probe[:6] == OTHER
+
+
 @pytest.mark.parametrize(
     "packet",
     [
