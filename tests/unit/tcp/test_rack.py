@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mptcp.core.tcp.config import TcpConfig
-from mptcp.core.tcp.rack import PTO_MIN_US, PTO_WITHOUT_SRTT_US, REO_WND_PERSIST, Rack, TailLossProbe
+from mptcp.core.tcp.rack import PTO_MIN_US, REO_WND_PERSIST, Rack, TailLossProbe
 from mptcp.core.tcp.record import Record
 from mptcp.core.tcp.rtt import RttEstimator
 from mptcp.core.tcp.sender import Sender, SendState, TimeoutKind, make_congestion
@@ -151,7 +151,6 @@ def test_after_a_timeout_only_the_old_is_lost() -> None:  # RFC 8985 §6.3
 def test_probe_interval() -> None:  # RFC 8985 §7.2
     rtt = RttEstimator(SECOND, 200 * MILLISECOND, 60 * SECOND)
     probe = TailLossProbe()
-    assert probe.interval_us(rtt, False) == PTO_WITHOUT_SRTT_US
     rtt.on_sample(RTT, 0)
     assert probe.interval_us(rtt, False) == 2 * RTT
     assert probe.interval_us(rtt, True) == 2 * RTT + 200 * MILLISECOND
@@ -163,6 +162,16 @@ def test_probe_interval() -> None:  # RFC 8985 §7.2
 def test_probe_is_never_later_than_the_timeout() -> None:  # RFC 8985 §7.2
     target = sender(1)
     assert target.deadline == target.rtt.timeout_us < 2 * RTT + 200 * MILLISECOND
+
+
+def test_without_a_sample_the_timeout_is_not_put_off() -> None:  # RFC 8985 §7.3, RFC 6298 §2.1
+    config = TcpConfig(no_delay=True)
+    target = Sender(config, make_congestion(config, MSS), 0, MSS, 0)
+    target.set_window(WINDOW)
+    target.write(bytes(MSS))
+    target.poll(0)
+    assert target.deadline == SECOND
+    assert target.handle_timeout(SECOND) is TimeoutKind.RTO
 
 
 def test_probe_repeats_the_last_segment_and_then_the_timeout_is_the_resort() -> None:  # RFC 8985 §7.3

@@ -32,6 +32,8 @@ class LossRecovery(SenderState):
             # RFC 1191 §6.5: "a TCP connection ... SHOULD NOT change the congestion window" for what a router refused:
             # the losses are no sign of congestion.
             self._plain_sailing = False
+            if self._undo is not None:
+                self._undo.end()  # these are lost for certain
             if self.state is SendState.OPEN:
                 self.state = SendState.LOSS
                 self._recovery_point = self.nxt

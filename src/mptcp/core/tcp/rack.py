@@ -8,7 +8,7 @@ from mptcp.core.tcp.record import Record
 from mptcp.core.tcp.retransmit_queue import RetransmitQueue
 from mptcp.core.tcp.rtt import RttEstimator
 from mptcp.core.tcp.undo import TIMESTAMP_GRANULARITY_US
-from mptcp.core.units import MILLISECOND, NEVER, SECOND
+from mptcp.core.units import MILLISECOND, NEVER
 
 DUP_THRESH = 3
 #: RFC 8985 §6.2 step 4: how many recoveries a widened reordering window lasts.
@@ -17,7 +17,6 @@ REO_WND_PERSIST = 16
 MAX_ACK_DELAY_US = 200 * MILLISECOND
 #: A probe never comes earlier than this: below it, what is measured is the timers of the machine (Linux: 2 jiffies).
 PTO_MIN_US = 10 * MILLISECOND
-PTO_WITHOUT_SRTT_US = 1 * SECOND
 
 
 class Rack:
@@ -141,12 +140,12 @@ class Rack:
 class TailLossProbe:
     """The state of RFC 8985 §5.4 and the decisions of §7."""
 
-    __slots__ = ("_samples_at_probe", "end_seq", "is_retransmission")
+    __slots__ = ("end_seq", "is_retransmission", "samples_at_probe")
 
     def __init__(self) -> None:
         self.end_seq = -1  # -1: None
         self.is_retransmission = False
-        self._samples_at_probe = -1
+        self.samples_at_probe = 0
 
     def reset(self) -> None:
         # RFC 8985 §7.1: "Reset TLP.is_retrans and TLP.end_seq when initiating a connection, fast recovery, or RTO
@@ -155,22 +154,21 @@ class TailLossProbe:
         self.is_retransmission = False
 
     def interval_us(self, rtt: RttEstimator, one_segment: bool) -> int:
-        """RFC 8985 §7.2: the PTO; the caller limits it by the time the RTO would fire."""
-        if not rtt.samples:
-            return PTO_WITHOUT_SRTT_US
+        """RFC 8985 §7.2: the PTO; the caller limits it by the time the RTO would fire. There is an SRTT, because without
+        one no probe may be sent (``may_probe``) and the timer is not armed."""
         interval = max(2 * rtt.srtt_us, PTO_MIN_US)
         return interval + MAX_ACK_DELAY_US if one_segment else interval
 
     def may_probe(self, rtt: RttEstimator) -> bool:
         # RFC 8985 §7.3: "First, there is no other previous loss probe still in flight. ... Second, the sender has
         # obtained an RTT measurement since the last loss probe transmission or the start of the connection"
-        return self.end_seq < 0 and rtt.samples > self._samples_at_probe and rtt.samples > 0
+        return self.end_seq < 0 and rtt.samples > self.samples_at_probe
 
     def on_sent(self, end_seq: int, is_retransmission: bool, rtt: RttEstimator) -> None:
         """The probe was sent; ``end_seq`` is SND.NXT after it."""
         self.end_seq = end_seq
         self.is_retransmission = is_retransmission
-        self._samples_at_probe = rtt.samples
+        self.samples_at_probe = rtt.samples
 
     def on_ack(self, ack: int, dsack: tuple[int, int] | None, plain_duplicate: bool) -> bool:
         """True if the probe has repaired a loss, which congestion control has to be told of (RFC 8985 §7.4.2)."""

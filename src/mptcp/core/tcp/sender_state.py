@@ -268,13 +268,17 @@ class SenderState:
     def _arm_pto(self, now: int) -> None:
         """The probe timer, where the short way is enough; sets ``deadline``. The retransmission timer runs."""
         rto_at = self._rto_at
-        if self.sack_enabled and self.timestamps_enabled:
-            pto_at = now + self._tlp.interval_us(self.rtt, self.nxt - self.una <= self.mss)
+        tlp = self._tlp
+        rtt = self.rtt
+        # A probe that may not be sent is not scheduled: it would only put off the retransmission timer (RFC 8985 §7.3).
+        if rtt.samples > tlp.samples_at_probe and tlp.end_seq < 0 and self.sack_enabled and self.timestamps_enabled:
+            pto_at = now + tlp.interval_us(rtt, self.nxt - self.una <= self.mss)
             # RFC 8985 §7.2: "If Now() + PTO > TCP_RTO_expiration(): PTO = TCP_RTO_expiration() - Now()"
             if pto_at > rto_at:
                 pto_at = rto_at
             self._pto_at = self.deadline = pto_at
         else:
+            self._pto_at = NEVER
             self.deadline = rto_at
 
     def _update_persist(self, now: int) -> None:
