@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mptcp.core.tcp.challenge import CHALLENGE_ACK_LIMIT, CHALLENGE_ACK_WINDOW_US, ChallengeAcks
 from mptcp.core.tcp.config import TcpConfig
+from mptcp.core.tcp.delayed_ack import DelayedAck
 from mptcp.core.tcp.option_space import padded_bytes, sack_blocks_that_fit
 from mptcp.core.tcp.reassembly import MAX_PIECES, MAX_RANGES, MAX_SACK_BLOCKS, Reassembly
 from mptcp.core.tcp.receive_buffer import GATHER_BYTES, ReceiveBuffer
@@ -191,6 +192,37 @@ def test_tuner_grows_with_what_is_read_and_never_shrinks() -> None:
         total += 10_000_000
         now += 40 * MILLISECOND
     assert tuner.size == 1 << 20
+
+
+# --- delayed acknowledgements ---------------------------------------------------------------------------------------
+def test_segment_size_follows_the_peer_down() -> None:  # RFC 5681 §4.2
+    ack = DelayedAck(40 * MILLISECOND)
+    ack.handle_data(8960, 0, 0, False)
+    assert ack.segment_bytes == 8960
+    ack.handle_data(1460, 0, 0, False)
+    assert ack.segment_bytes == 8960  # the end of a write, perhaps
+    ack.handle_data(1460, 0, 0, False)
+    assert ack.segment_bytes == 1460
+    ack.handle_data(40_000, 1400, 0, False)  # coalesced by the device, which tells the size
+    assert ack.segment_bytes == 1400
+
+
+def test_conversation_delays_and_silence_does_not() -> None:
+    ack = DelayedAck(40 * MILLISECOND)
+    ack.handle_data(10, 0, 0, False)
+    assert ack.due  # the peer may be in slow start
+    ack.due, ack.unacked_bytes = False, 0
+    ack.handle_data_sent(1000)
+    ack.handle_data(10, 0, 2000, False)
+    assert not ack.due
+    assert ack.deadline == 2000 + 40 * MILLISECOND
+    ack.handle_timeout()
+    assert ack.due
+    assert not ack.interactive
+
+
+def test_delay_is_at_most_half_a_second() -> None:  # RFC 5681 §4.2, RFC 9293 §3.8.6.3 (MUST-40)
+    assert DelayedAck(10_000 * MILLISECOND).delay_us == 500 * MILLISECOND
 
 
 # --- options, timestamps, challenges --------------------------------------------------------------------------------
