@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mptcp.sim.rawtcp import OPTION_MPTCP, TcpPacket
-from mptcp.sim.scenarios import BOXES, TOPOLOGIES, Boxes, Topology, cases, upload
+from mptcp.sim.scenarios import BOXES, TOPOLOGIES, Boxes, Topology, cases, transfer
 
 EXPECTED = json.loads(Path(__file__).with_name("expected.json").read_text())
 CASES = cases()
@@ -41,12 +41,12 @@ def test_the_table_itself_loses_nothing_without_a_reason() -> None:
 
 @pytest.mark.parametrize(("name", "topology", "boxes"), CASES, ids=[name for name, _, _ in CASES])
 def test_case(name: str, topology: Topology, boxes: Boxes | None) -> None:
-    assert upload(topology, boxes).row() == EXPECTED[name]
+    assert transfer(topology, boxes).row() == EXPECTED[name]
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES[2:5], ids=lambda topology: topology.name)
 def test_the_same_seed_gives_the_same_packets_twice(topology: Topology) -> None:
-    first, second, other = (upload(topology, seed=seed, trace=True) for seed in (7, 7, 8))
+    first, second, other = (transfer(topology, seed=seed, trace=True) for seed in (7, 7, 8))
     assert first.digest == second.digest != other.digest
     assert first.report == second.report
 
@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_packets_twice(topology: Topology) -> None:
 def test_a_box_that_strips_options_leaves_none_on_the_wire() -> None:
     seen: list[bytes] = []
     strips_all = next(boxes for boxes in BOXES if boxes.name == "strips MPTCP from everything")
-    upload(TOPOLOGIES[0], strips_all, writer=lambda time, index, name, data: seen.append(data))
+    transfer(TOPOLOGIES[0], strips_all, writer=lambda time, index, name, data: seen.append(data))
     packets = [packet for packet in map(TcpPacket.parse, seen) if packet is not None]
     assert len(packets) > 100
     assert not any(packet.has_option(OPTION_MPTCP) for packet in packets)

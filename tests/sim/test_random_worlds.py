@@ -12,7 +12,7 @@ from mptcp.core.units import MBIT, MILLISECOND
 from mptcp.sim.conditions import BurstLoss, Conditions
 from mptcp.sim.middlebox import Middlebox
 from mptcp.sim.middleboxes import Nat, RewriteSequence, SplitSegments
-from mptcp.sim.scenarios import Boxes, Topology, upload
+from mptcp.sim.scenarios import Boxes, Topology, transfer
 
 
 def random_conditions(random: Random) -> Conditions:
@@ -55,7 +55,8 @@ def run(seed: int) -> None:
             outages.append((index, start, start + random.randrange(3_000_000)))
     topology = Topology(f"random {seed}", paths, random.choice([0, 1, 5_000, 100_000, 700_000]), tuple(outages))
     boxes = Boxes("random", lambda: random_boxes(random, seed), checksum=random.random() < 0.3)
-    outcome = upload(topology, boxes, seed=seed, options=DEFAULT_CONFIG)
+    download = random.random() < 0.5
+    outcome = transfer(topology, boxes, download=download, seed=seed, options=DEFAULT_CONFIG)
     assert outcome.stream == "exact", (outcome.stream, outcome.errors, outcome.counters, topology)
     assert not outcome.errors
 

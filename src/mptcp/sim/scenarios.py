@@ -68,8 +68,8 @@ class Outcome:
 
     stream: str
     report: Report
-    server_multipath: bool
-    server_fallback: str
+    client: str  # "multipath", "TCP: and the reason", or "nobody"
+    server: str
     digest: str
     paths_used: int  # that have carried at least a fiftieth of the octets
     errors: list[str] = field(default_factory=list)
@@ -79,16 +79,18 @@ class Outcome:
         """What the table keeps: nothing that a harmless change of the stack would move."""
         return {
             "stream": self.stream.partition(" ")[0],
-            "client": _kind(self.report.is_multipath, self.report.fallback_reason),
-            "server": _kind(self.server_multipath, self.server_fallback),
+            "client": self.client,
+            "server": self.server,
             "paths_used": self.paths_used,
             "stall": _stall(self.report.longest_stall_us),
             "errors": self.errors,
         }
 
 
-def _kind(is_multipath: bool, fallback: str) -> str:
-    return "multipath" if is_multipath else f"TCP: {fallback}" if fallback else "TCP"
+def _kind(connection: Connection | None) -> str:
+    if connection is None:
+        return "nobody"
+    return "multipath" if connection.is_multipath else f"TCP: {connection.fallback_reason}"
 
 
 def _stall(us: int) -> str:
@@ -139,41 +141,46 @@ class Setup:
         return self.client_host.connect(Endpoint.parse(SERVER_ADDRESS, SERVER_PORT), options=options)
 
 
-def upload(
+def transfer(
     topology: Topology,
     boxes: Boxes | None = None,
     *,
+    download: bool = False,
     seed: int = 1,
     options: ConnectionConfig = DEFAULT_CONFIG,
     trace: bool = False,
     writer: PacketWriter | None = None,
 ) -> Outcome:
-    """The client sends ``topology.octets`` of the pattern; both sides close."""
+    """The client (``download``: the server) sends ``topology.octets`` of the pattern; both sides close."""
     setup = Setup(topology, seed=seed, trace=trace, writer=writer)
     if boxes is not None:
         options = options.changed(checksum=boxes.checksum)
         for index, box in boxes.make():
             if index < len(setup.paths):
                 setup.paths[index].add_middlebox(box)
-    acceptor = setup.listen(BulkReceiver, options)
+
+    def send(host: SimHost, connection: Connection) -> BulkSender:
+        return BulkSender(host, connection, topology.octets)
+
+    acceptor = setup.listen(send if download else BulkReceiver, options)
     client = setup.connect(options)
-    sender = BulkSender(setup.client_host, client, topology.octets)
-    setup.client_host.attach(client, sender)
+    # Until the server has accepted, nobody has received anything.
+    receiver = BulkReceiver(setup.client_host, client)
+    setup.client_host.attach(client, receiver if download else send(setup.client_host, client))
 
     def unfinished() -> bool:
-        if client.error is not None:
-            return False
-        return not (acceptor.accepted and isinstance(acceptor.accepted[0], BulkReceiver) and acceptor.accepted[0].ended)
+        nonlocal receiver
+        if acceptor.accepted and isinstance(acceptor.accepted[0], BulkReceiver):
+            receiver = acceptor.accepted[0]
+        return client.error is None and not receiver.ended
 
     setup.world.run(until=LIMIT_US, while_=unfinished)
-    receiver = next((a for a in acceptor.accepted if isinstance(a, BulkReceiver)), None)
-    if receiver is None:
-        receiver = BulkReceiver(setup.client_host, client)  # nobody was accepted: nothing was received
-    server = receiver.connection
-    figures = report(client, receiver.progress, paths=setup.paths)
-    carried = [path.forward.bytes_delivered for path in setup.paths]
+    server = acceptor.accepted[0].connection if acceptor.accepted else None
+    sender = server if download and server is not None else client
+    figures = report(sender, receiver.progress, paths=setup.paths)
+    carried = [(path.backward if download else path.forward).bytes_delivered for path in setup.paths]
     used = sum(octets * 50 >= sum(carried) for octets in carried)
-    # The end of the stream is acknowledged and seen by the client, too.
+    # The end of the stream is acknowledged and seen by the sender, too.
     setup.world.run(until=setup.world.now + SECOND // 4)
     if receiver.error_offset >= 0:
         stream = f"altered at {receiver.error_offset}"
@@ -181,24 +188,12 @@ def upload(
         stream = f"short by {topology.octets - receiver.progress.total}"
     else:
         stream = "exact"
-    errors = [
-        f"{name}: {type(end.error).__name__}" for name, end in (("client", client), ("server", server)) if end.error
-    ]
-    trace_of = setup.world.trace
-    counters: dict[str, int] = {}
-    for host in (setup.client_host, setup.server_host):
-        for name, count in host.stack.counters.items():
-            counters[f"{host.name}.{name}"] = count
-    return Outcome(
-        stream,
-        figures,
-        server.is_multipath,
-        server.fallback_reason,
-        trace_of.digest if trace_of is not None else "",
-        used,
-        errors,
-        counters,
-    )
+    ends = {"client": client, "server": server}
+    errors = [f"{name}: {type(end.error).__name__}" for name, end in ends.items() if end is not None and end.error]
+    hosts = (setup.client_host, setup.server_host)
+    counters = {f"{host.name}.{name}": count for host in hosts for name, count in host.stack.counters.items()}
+    digest = setup.world.trace.digest if setup.world.trace is not None else ""
+    return Outcome(stream, figures, _kind(client), _kind(server), digest, used, errors, counters)
 
 
 _FAST = Conditions(rate_bps=20 * MBIT, delay_us=10 * MILLISECOND, queue_bytes=64 * 1024)
@@ -286,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, topology, boxes in cases():
         if chosen.only not in name:
             continue
-        outcome = upload(topology, boxes)
+        outcome = transfer(topology, boxes)
         table[name] = outcome.row()
         sys.stdout.write(f"{name}: {json.dumps(table[name])}\n")
         if chosen.details:
