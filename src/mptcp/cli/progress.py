@@ -133,17 +133,15 @@ class TransferDisplay:
 
 def subflow_table(log: SubflowLog) -> Table:
     """A row per subflow: from where to where, state, rate, octets, smoothed round-trip time."""
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name in ("subflow", "local", "remote", "state"):
-        table.add_column(name, no_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("subflow", overflow="fold")
+    table.add_column("state", no_wrap=True)
     for name in ("rate", "bytes", "srtt"):
         table.add_column(name, justify="right", no_wrap=True)
     for track in log.tracks:
         info = track.info
         table.add_row(
-            str(info.id),
-            str(info.local),
-            str(info.remote),
+            f"{info.local.host} → {info.remote.host}",
             Text(track.state, style={"active": "green", "stale": "yellow", "closed": "red"}.get(track.state, "")),
             figures.rate(track.rate_bits),
             figures.octets(track.bytes),
