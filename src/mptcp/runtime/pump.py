@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 #: Packets taken from one link before what answers them is sent: acknowledgements must not wait for a whole burst.
 RECEIVE_BATCH = 64
 
+#: Where nobody drives, a thread that sends or receives without having to wait looks at the links this often: less than
+#: the background thread's patience, so that a busy thread keeps it away.
+POLL_AFTER_US = 1000
+
 #: A thread that was the only one served this often in a row drives for itself, whoever drives now.
 REGULAR_SERVICES = 2
 
@@ -75,6 +79,7 @@ class Pump:
         self._parked: list[Parked] = []
         self._local = threading.local()
         self._retry_us = NEVER  # the earliest of the ports'
+        self._stepped_us = 0  # when a driver last handled what had come
         self._served = 0  # the thread whose wait ended last, and how often in a row
         self._services = 0
         self._background = Background(self) if background else None
@@ -95,9 +100,12 @@ class Pump:
     def flush(self) -> int:
         """Sends what a change in the host made sendable, tells who is concerned; the time."""
         now = self.clock()
+        driver = self.driver
+        if driver is None and now - self._stepped_us >= POLL_AFTER_US:
+            self.poll()  # nobody has looked at the links for a while, and this thread is awake anyway
+            return now
         self._transmit(now)
         self._notify()
-        driver = self.driver
         if driver is not None and driver.asleep_until:
             ready = self._driver_ready
             if driver.asleep_until > self._deadline() or (ready is not None and ready()):
@@ -172,6 +180,7 @@ class Pump:
             now = self.clock()
         else:
             events = seat.poll(0)
+        self._stepped_us = now
         if self.orphans:
             self._close_orphans(now)
         for fd, mask in events:
