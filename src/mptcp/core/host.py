@@ -18,6 +18,7 @@ from mptcp.core.multipath.listener import Listener
 from mptcp.core.multipath.subflow import Subflow
 from mptcp.core.packet import Packet
 from mptcp.core.tcp.isn import InitialSequenceNumbers
+from mptcp.core.tcp.time_wait import may_be_replaced
 from mptcp.core.units import NEVER
 from mptcp.core.wire import checksum, icmp, ip
 from mptcp.core.wire import tcp as tcp_wire
@@ -309,11 +310,8 @@ class Host(Environment):
         self._handle_new(flow, source, destination, segment, now)
 
     def _reuse(self, subflow: Subflow, syn: Segment, now: int) -> bool:
-        """RFC 9293 §3.6.1: a SYN may end TIME-WAIT "if its initial sequence number is larger than the largest sequence
-        number it used on the previous connection incarnation"."""
-        tcp = subflow.tcp
-        newer = (syn.seq - tcp.receiver.nxt) & MASK32
-        if not 0 < newer < 1 << 31:
+        """A SYN may end TIME-WAIT, or take the place of what is CLOSED (``time_wait``)."""
+        if not may_be_replaced(subflow.tcp, syn):
             return False
         self.counters.bump("time_wait_reused")
         subflow.connection.drop(subflow)

@@ -50,7 +50,7 @@ def handle_segment(connection: Connection, segment: Segment, now: int) -> None:
     value = options.timestamp_value if timestamps.enabled else None
     if value is not None:
         if not flags & RST and timestamps.is_old(value, now):
-            counters.bump("paws_rejected")
+            counters.bump("paws_rejected")  # older than the newest timestamp seen
             answer_unacceptable(connection, seq, length, now)
             return
     elif timestamps.enabled and not flags & RST:
@@ -72,9 +72,9 @@ def handle_segment(connection: Connection, segment: Segment, now: int) -> None:
         if seq == receiver.nxt and edge <= receiver.nxt and not flags & (SYN | RST):
             payload_allowed = False
             receiver.ack.due = True
-            counters.bump("zero_window_segment")
+            counters.bump("zero_window_segment")  # at the edge of a closed window: its ACK counts, its data does not
         else:
-            counters.bump("segment_outside_window")
+            counters.bump("segment_outside_window")  # nothing of it is within the receive window
             if flags & RST:
                 return
             if state is State.TIME_WAIT and fin:
@@ -87,7 +87,7 @@ def handle_segment(connection: Connection, segment: Segment, now: int) -> None:
     # Second, check the RST bit (RFC 5961 §3.2)
     if flags & RST:
         if seq != receiver.nxt:
-            counters.bump("challenged_reset")
+            counters.bump("challenged_reset")  # RST within the window, but not exactly the next number
             send_challenge(connection, now)
             return
         take_reset(connection, segment, now)
@@ -146,7 +146,7 @@ def handle_segment(connection: Connection, segment: Segment, now: int) -> None:
         pointer = seq + segment.urgent_pointer
         if receiver.nxt < pointer <= edge + 0x10000 and pointer > connection.receive_urgent:
             connection.receive_urgent = pointer
-            counters.bump("urgent_data")
+            counters.bump("urgent_data")  # an urgent pointer moved on
 
     # Seventh, process the segment text. Eighth, check the FIN bit
     if (length or fin) and connection.state in RECEIVING:
@@ -162,7 +162,7 @@ def take_text(
     end = seq + length
     if fin and receiver.fin_seq < 0 and end <= max(edge, receiver.nxt) and (payload_allowed or not length):
         if end < receiver.nxt:
-            connection.counters.bump("fin_before_data")
+            connection.counters.bump("fin_before_data")  # a FIN that lies before octets already taken
         else:
             receiver.fin_seq = end
     if length:
@@ -317,7 +317,7 @@ def fin_acked(connection: Connection, now: int) -> None:
 def take_reset(connection: Connection, segment: Segment, now: int) -> None:
     """An RST with exactly the next sequence number: "TCP endpoints MUST reset the connection"."""
     state = connection.state
-    connection.counters.bump("reset_received")
+    connection.counters.bump("reset_received")  # an acceptable RST
     if connection.extension is not None and state is not State.TIME_WAIT:
         connection.extension.handle_reset(segment, now)
     if state is State.SYN_RECEIVED:
@@ -338,9 +338,9 @@ def refuse(connection: Connection, verdict: Verdict, now: int) -> None:
     if connection.state is _CLOSED or verdict is Verdict.ACCEPT:
         return
     if verdict is Verdict.DROP:
-        connection.counters.bump("dropped_by_extension")
+        connection.counters.bump("dropped_by_extension")  # the extension (MPTCP) wanted the segment ignored
     else:
-        connection.counters.bump("reset_by_extension")
+        connection.counters.bump("reset_by_extension")  # the extension (MPTCP) wanted the connection reset
         connection.abort(now, ConnectionAborted("reset because of the options of a segment"))
 
 
@@ -363,10 +363,10 @@ def answer_unacceptable(connection: Connection, seq: int, length: int, now: int,
 def send_challenge(connection: Connection, now: int) -> None:
     """RFC 5961: an ACK for what looks wrong, at a limited rate."""
     if connection.allow_challenge(now):
-        connection.counters.bump("challenge_ack_sent")
+        connection.counters.bump("challenge_ack_sent")  # an ACK that asks the peer whether it meant that
         connection.receiver.ack.due = True
     else:
-        connection.counters.bump("challenge_ack_limited")
+        connection.counters.bump("challenge_ack_limited")  # RFC 5961 §7: more than the limit of provoked ACKs
 
 
 def _signed(difference: int) -> int:

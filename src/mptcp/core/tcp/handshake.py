@@ -111,10 +111,10 @@ def handle_syn_sent(connection: Connection, segment: Segment, now: int) -> None:
                 connection.extension.handle_reset(segment, now)
             connection.end(ConnectionRefused("the peer refused the connection"), now)
         else:
-            counters.bump("syn_sent_reset_without_ack")
+            counters.bump("syn_sent_reset_without_ack")  # RST in SYN-SENT that does not prove to answer our SYN
         return
     if not flags & SYN:
-        counters.bump("syn_sent_no_syn")
+        counters.bump("syn_sent_no_syn")  # neither SYN nor RST in SYN-SENT
         return
     extension = connection.extension
     if extension is not None:
@@ -122,7 +122,7 @@ def handle_syn_sent(connection: Connection, segment: Segment, now: int) -> None:
         if connection.state is not State.SYN_SENT:
             return
         if verdict is Verdict.DROP:
-            counters.bump("dropped_by_extension")
+            counters.bump("dropped_by_extension")  # the extension (MPTCP) wanted the SYN/ACK ignored
             return
         if verdict is Verdict.RESET:
             refuse_syn_ack(connection, segment, now)
@@ -255,6 +255,7 @@ def handle_timeout(connection: Connection, now: int) -> None:
     limit = config.syn_ack_retries if connection.passive else config.syn_retries
     given_up = now - connection.syn_started_at >= config.user_timeout_us
     if count > limit or given_up:
+        # no answer to any of our SYNs, or SYN/ACKs
         connection.counters.bump("syn_ack_timeout" if answering else "syn_timeout")
         connection.end(connection.soft_error or ConnectionTimedOut("no answer to the SYN"), now)
         return

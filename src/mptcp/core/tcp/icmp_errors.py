@@ -18,7 +18,7 @@ def handle_icmp(connection: Connection, error: IcmpError, now: int) -> None:
     counters = connection.counters
     state = connection.state
     if state in (State.CLOSED, State.LISTEN, State.TIME_WAIT):
-        counters.bump("icmp_for_closed_connection")
+        counters.bump("icmp_for_closed_connection")  # about a connection that is over
         return
     sender = connection.sender
     if state in OPENING:
@@ -27,7 +27,7 @@ def handle_icmp(connection: Connection, error: IcmpError, now: int) -> None:
         # RFC 5927 §4.1: what is quoted must be outstanding, SND.UNA =< SEG.SEQ < SND.NXT
         plausible = sender.una <= unwrap32(error.seq, sender.una) < sender.nxt
     if not plausible:
-        counters.bump("icmp_bad_sequence")
+        counters.bump("icmp_bad_sequence")  # quotes nothing that is outstanding: forged or late
         return
     if error.kind is IcmpKind.PACKET_TOO_BIG:
         handle_too_big(connection, error, now)
@@ -51,11 +51,11 @@ def handle_icmp(connection: Connection, error: IcmpError, now: int) -> None:
 
 def handle_too_big(connection: Connection, error: IcmpError, now: int) -> None:
     if not connection.config.path_mtu_discovery or connection.state in OPENING:
-        connection.counters.bump("icmp_too_big_ignored")
+        connection.counters.bump("icmp_too_big_ignored")  # path MTU discovery is off, or the handshake not done
         return
     path_mtu = connection.path_mtu
     if path_mtu.handle_too_big(error.mtu, 0, now):
-        connection.counters.bump("path_mtu_reduced")
+        connection.counters.bump("path_mtu_reduced")  # a router told a smaller MTU
         # RFC 1191 §6.5: what was too large is sent again at once, without a reduction of the congestion window
         connection.sender.handle_path_mtu(connection.send_mss, now)
         timers.refresh_slow(connection)

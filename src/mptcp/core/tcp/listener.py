@@ -90,7 +90,7 @@ class Listener:
             # RFC 4987 §3.4: "Once the entire backlog is exhausted, [...] overwrite the oldest half-open TCB entry"
             oldest = next(iter(self.half_open))
             self.half_open.pop(oldest).end(None, now)
-            self.counters.bump("half_open_recycled")
+            self.counters.bump("half_open_recycled")  # the oldest half-open connection made room
         connection = Connection(
             self.config,
             local,
@@ -110,7 +110,7 @@ class Listener:
     def may_complete(self, connection: Connection) -> bool:
         """Whether the ACK that would finish this handshake is to be processed now; if not, drop it: it comes again."""
         if self.is_full and (connection.remote, connection.local) in self.half_open:
-            self.counters.bump("accept_queue_overflow")
+            self.counters.bump("accept_queue_overflow")  # a handshake could not end: the application has not accepted
             return False
         return True
 

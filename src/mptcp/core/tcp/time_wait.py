@@ -17,8 +17,10 @@ def may_be_replaced(connection: Connection, segment: Segment) -> bool:
 
     The owner gives the new connection ``next_isn`` and the segment. False: hand it to the old connection.
     """
-    if connection.state is not State.TIME_WAIT or segment.flags & (SYN | ACK | RST) != SYN:
+    if segment.flags & (SYN | ACK | RST) != SYN:
         return False
+    if connection.state is not State.TIME_WAIT:
+        return connection.state is State.CLOSED
     timestamps = connection.timestamps
     value = segment.options.timestamp_value
     if timestamps.enabled and value is not None and value != timestamps.recent:

@@ -42,13 +42,14 @@ def handle_sender_timeout(connection: Connection, now: int) -> None:
         if sender.consecutive_timeouts > retries:
             # RFC 9293 §3.8.3 (MUST-20): "When the number of transmissions of the same segment reaches a threshold R2
             # greater than R1, close the connection."
+            # data_retries timeouts in a row
             give_up(connection, "retransmission_limit", "the peer does not acknowledge", now)
             return
         path_mtu = connection.path_mtu
         if connection.config.path_mtu_discovery:
             longest = min(sender.nxt - sender.una, sender.mss) + path_mtu.mtu - connection.send_mss
             if path_mtu.handle_timeouts(sender.consecutive_timeouts, longest, now):
-                connection.counters.bump("path_mtu_black_hole")
+                connection.counters.bump("path_mtu_black_hole")  # large packets vanish: smaller ones from now on
                 sender.handle_path_mtu(connection.send_mss, now)
                 refresh_slow(connection)
         extension = connection.extension
@@ -57,6 +58,7 @@ def handle_sender_timeout(connection: Connection, now: int) -> None:
     elif kind is TimeoutKind.PERSIST and connection.orphan and sender.unanswered_probes > ORPHAN_RETRIES:
         # a peer that answers may keep its window closed for as long as it likes (RFC 9293 §3.8.6.1), one that does
         # not answer, to nobody, may not
+        # closed by us, and the peer does not answer window probes
         give_up(connection, "probe_limit", "the peer does not answer", now)
 
 
@@ -70,19 +72,21 @@ def handle_slow_timeout(connection: Connection, now: int) -> None:
         and user_timeout.deadline <= now
         and user_timeout.handle_timeout(sender.una < sender.end, now)
     ):
+        # RFC 5482: not acknowledged for user_timeout_us
         give_up(connection, "user_timeout", "not acknowledged within the user timeout", now)
         return
     keepalive = connection.keepalive
     if keepalive is not None and keepalive.deadline <= now:
         action = keepalive.handle_timeout(connection.last_received_us, outstanding, now)
         if action is KeepaliveAction.GIVE_UP:
+            # RFC 9293 §3.8.4: no answer to any probe
             give_up(connection, "keepalive_timeout", "no answer to keep-alive probes", now)
             return
         if action is KeepaliveAction.PROBE:
             connection.probe_wanted = True
     path_mtu = connection.path_mtu
     if path_mtu.raise_at <= now and path_mtu.handle_raise(sender.nxt, now):
-        connection.counters.bump("path_mtu_raised")
+        connection.counters.bump("path_mtu_raised")  # a larger packet size is tried again
         connection.update_mss()
     refresh_slow(connection)
 
@@ -96,7 +100,7 @@ def handle_state_timeout(connection: Connection, now: int) -> None:
         # RFC 9293 §3.10.8: "If the time-wait timeout expires on a connection, delete the TCB, enter the CLOSED state"
         connection.end(None, now)
     elif state is State.FIN_WAIT_2:
-        connection.counters.bump("fin_wait_2_timeout")
+        connection.counters.bump("fin_wait_2_timeout")  # closed by us, and the FIN of the peer never came
         connection.end(None, now)
 
 
