@@ -12,7 +12,7 @@ from typing import Final
 
 from mptcp.core.counters import Counters
 from mptcp.core.packet import Packet
-from mptcp.core.wire.offload import finish
+from mptcp.core.wire.offload import finish, split
 from mptcp.core.wire.segment import CWR
 from mptcp.errors import ConfigurationError
 from mptcp.links import _netdev
@@ -45,13 +45,14 @@ class TunLink(Link):
     ``kernel_addresses`` ("10.77.1.2/24", "fd77:1::2/64") are what the *kernel* gets on the device; the stack's own
     addresses are any others of these prefixes (or of ``routes``, prefixes that the kernel shall send here). ``name``
     may hold ``%d``. Without ``offload`` packets are whole IP packets of at most ``mtu`` octets with complete
-    checksums, in both directions. ``queue_packets`` is the length of the device's transmit queue (kernel to us).
+    checksums, in both directions; without ``segmentation_offload`` alone, only ``send`` cuts (the device still completes
+    checksums), and each packet on the wire is one write. ``queue_packets`` is the length of the device's transmit queue (kernel to us).
 
     Raises PermissionError where CAP_NET_ADMIN is missing, FileNotFoundError where /dev/net/tun is,
     ConfigurationError for arguments that cannot work. The device vanishes with ``close``.
     """
 
-    __slots__ = ("_buffers", "_fd", "_offload", "counters", "gso_max_bytes", "mtu", "name")
+    __slots__ = ("_buffers", "_cuts", "_fd", "_offload", "counters", "gso_max_bytes", "mtu", "name")
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class TunLink(Link):
         routes: Sequence[str] = (),
         mtu: int = 1500,
         offload: bool = True,
+        segmentation_offload: bool = True,
         queue_packets: int = 1000,
         counters: Counters | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class TunLink(Link):
         self.counters = Counters() if counters is None else counters
         self.mtu = mtu
         self._offload = offload
+        self._cuts = not segmentation_offload
         self.gso_max_bytes = GSO_MAX_BYTES if offload else 0
         self._buffers = ReceiveBuffers()
         self._fd = _open_device()
@@ -155,6 +158,10 @@ class TunLink(Link):
                 continue
             header = packet.header
             gso_size = packet.gso_size
+            if gso_size and self._cuts:
+                if not self._send_pieces(packet):
+                    return taken
+                continue
             if gso_size:
                 too_long = len(header) + gso_size > mtu or packet.length > 65_535 + 40
                 kind = GSO_TCPV4 if header[0] >> 4 == 4 else GSO_TCPV6
@@ -182,6 +189,27 @@ class TunLink(Link):
                     return taken
                 self._dropped(error)
         return len(packets)
+
+    def _send_pieces(self, packet: Packet) -> bool:
+        """Cut here, checksums completed by the device. False: it is full and the packet must be offered again."""
+        fd, writev = self._fd, os.writev
+        if len(packet.header) + packet.gso_size > self.mtu:
+            self.counters.bump("tun_send_too_long")  # longer than the MTU
+            return True
+        vnet = VNET_HEADER.pack(NEEDS_CSUM, 0, len(packet.header), 0, packet.transport_offset, TCP_CHECKSUM_OFFSET)
+        sent = False
+        for header, part in split(packet):
+            try:
+                writev(fd, (vnet, header, part))
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM):
+                    if not sent:
+                        return False
+                    self.counters.bump("tun_send_queue_full")  # part of a super-segment is on its way; the rest is lost
+                    return True
+                self._dropped(error)
+            sent = True
+        return True
 
     def _send_finished(self, packet: Packet) -> bool:
         """Without offload: cut and completed here. False: the device is full and the packet must be offered again."""

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from mptcp.core.packet import Packet
 from mptcp.core.wire import checksum, ip, offload, tcp
 from mptcp.core.wire.mptcp_options import Dss
+from mptcp.core.wire.offload import finish, split
 from mptcp.core.wire.segment import ACK, CWR, ECE, FIN, NO_OPTIONS, PSH, SYN, URG, Options, Payload, Segment
+from mptcp.info import Endpoint
 
 A4, B4 = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
 A6, B6, S6 = (bytes.fromhex("fd00") + bytes(13) + bytes((n,)) for n in (1, 2, 5))
@@ -247,3 +249,32 @@ def test_random_changes_never_raise_and_lose_nothing(changes: list[tuple[int, in
         assert result == [first, changed]
     else:
         assert parse_lenient(result[0][0]) > 100
+
+
+@pytest.mark.parametrize("size", [1, 999, 1000, 1001, 3000, 4500])
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_split_is_cut_with_the_checksums_left_to_the_device(size: int, ipv6: bool) -> None:
+    source, destination = (Endpoint.parse("fd00::1"), Endpoint.parse("fd00::2")) if ipv6 else (
+        Endpoint.parse("10.0.0.1"), Endpoint.parse("10.0.0.2")
+    )  # fmt: skip
+    payload = bytes(range(256)) * 20
+    payloads = (payload[: size // 3], memoryview(payload)[size // 3 : size])
+    segment = Segment(0xFFFFFF00, 7, ACK | PSH | FIN | CWR, 99, payloads=payloads)
+    pseudo = checksum.pseudo_sum(source.address, destination.address, 6)
+    transport = tcp.emit(segment, 1, 2, pseudo, partial=True)
+    emit_ip = ip.emit_ipv6 if ipv6 else ip.emit_ipv4
+    head = emit_ip(source.address, destination.address, len(transport) + size)
+    packet = Packet(head + transport, payloads, len(head) + len(transport) + size, len(head), 1000, True)
+    cut = finish(packet) if size > 1000 else finish(Packet(packet.header, payloads, packet.length, len(head), 0, True))
+    completed = [
+        octets
+        for header, part in split(packet)
+        for octets in finish(Packet(header, (part,), len(header) + len(part), len(head), 0, True))
+    ]
+
+    def without_identification(octets: bytes) -> bytes:
+        return octets if ipv6 else octets[:4] + octets[6:10] + octets[12:]
+
+    assert [without_identification(o) for o in completed] == [without_identification(o) for o in cut]
+    if not ipv6:
+        assert all(checksum.add(o[:20]) == 65535 for o in completed)

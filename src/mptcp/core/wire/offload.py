@@ -92,6 +92,51 @@ def _cut(packet: Packet, payload_octets: int) -> list[bytes]:
     return pieces
 
 
+def split(packet: Packet) -> list[tuple[bytes, memoryview]]:
+    """(header, payload) of the segments of a super-segment, their checksums left partial, for a device that completes
+    those but does not cut. Full-sized segments differ in nothing but the sequence number."""
+    assert packet.checksum_partial, "a super-segment without partial checksum"
+    size = packet.gso_size
+    offset = packet.transport_offset
+    payload_octets = packet.length - len(packet.header)
+    payloads = packet.payloads
+    payload = memoryview(payloads[0] if len(payloads) == 1 else b"".join(payloads))
+    _, _, first_seq, _, bits, _, pseudo, _ = _TCP.unpack_from(packet.header, offset)
+    middle_bits = bits & ~(FIN | PSH | CWR)
+    pieces: list[tuple[bytes, memoryview]] = []
+    before = after = b""
+    for start in range(0, payload_octets, size):
+        part = payload[start : start + size]
+        seq = first_seq + start & 0xFFFFFFFF
+        is_last = start + size >= payload_octets
+        if start == 0 or is_last:
+            piece_bits = middle_bits | (bits & CWR if start == 0 else 0) | (bits & (FIN | PSH) if is_last else 0)
+            header = _short_header(packet, pseudo, piece_bits, payload_octets, len(part))
+            pieces.append((header[: offset + 4] + _LONG.pack(seq) + header[offset + 8 :], part))
+            continue
+        if not before:
+            header = _short_header(packet, pseudo, middle_bits, payload_octets, size)
+            before, after = header[: offset + 4], header[offset + 8 :]
+        # RFC 6864 §4.1: "Originating sources MAY set the IPv4 ID field of atomic datagrams to any value": to the same.
+        pieces.append((before + _LONG.pack(seq) + after, part))
+    return pieces
+
+
+def _short_header(packet: Packet, pseudo: int, bits: int, payload_octets: int, count: int) -> bytes:
+    """The header of a super-segment for a segment of ``count`` payload octets: lengths, flags, partial checksum."""
+    header = bytearray(packet.header)
+    offset = packet.transport_offset
+    _SHORT.pack_into(header, offset + 12, bits)
+    _SHORT.pack_into(header, offset + 16, (pseudo - payload_octets + count) % 65535 or 65535)
+    if header[0] >> 4 == 4:
+        _SHORT.pack_into(header, 2, len(header) + count)
+        header[10:12] = b"\0\0"
+        _SHORT.pack_into(header, 10, 65535 - add(header[: (header[0] & 0xF) << 2]))
+    else:
+        _SHORT.pack_into(header, 4, len(header) - 40 + count)
+    return bytes(header)
+
+
 class _Run:
     """Segments of one flow that will become one packet."""
 

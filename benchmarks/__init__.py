@@ -1,0 +1,1 @@
+"""Measurements, with the tables they print."""
