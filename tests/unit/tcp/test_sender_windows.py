@@ -147,6 +147,20 @@ def test_fin_alone() -> None:
     assert (record.start, record.end, record.length, record.fin) == (0, 1, 0, True)
 
 
+def test_fin_waits_for_its_own_number_in_the_window() -> None:
+    sender = make(window=1000)
+    sender.write(bytes(1000))
+    sender.finish()
+    (data,) = records(sender)
+    assert (data.length, data.fin) == (1000, False)
+    sender.handle_ack(1000, 0, RTT)
+    assert records(sender, RTT) == []
+    assert sender.handle_timeout(sender.deadline) is TimeoutKind.PERSIST
+    sender.handle_ack(1000, 1, 2 * RTT)
+    (fin,) = records(sender, 2 * RTT)
+    assert (fin.start, fin.end, fin.fin) == (1000, 1001, True)
+
+
 def test_fin_is_retransmitted_with_the_data_it_belongs_to() -> None:
     sender = make(gso=4)
     sender.write(bytes(3 * MSS))
@@ -293,6 +307,19 @@ def test_records_go_out_as_sendable_bytes_promised() -> None:
         length = min(room, 7 * MSS)
         sender.send_mapped([bytes(length)], length, None)
         assert drain(sender) == [length]
+
+
+def test_a_long_queue_of_records_goes_out_in_order() -> None:
+    sender = make(window=10_000, cwnd=100, no_delay=True)
+    for number in range(100):
+        sender.send_mapped([bytes([number])], 1, number)
+    sender.congestion.cwnd_bytes = 1000
+    sender.set_window(50)
+    assert [record.mapping for record in records(sender)] == list(range(50))
+    assert sender.queued_bytes == 50
+    sender.set_window(100)
+    assert [record.mapping for record in records(sender)] == list(range(50, 100))
+    assert sender.unacked_bytes == 100
 
 
 def test_a_stream_may_follow_mapped_records() -> None:  # fallback to plain TCP

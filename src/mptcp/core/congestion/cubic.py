@@ -36,8 +36,8 @@ class Cubic(CongestionControl):
 
     def on_ack(self, acked_bytes: int, now: int, srtt_us: int, rtt_us: int, cwnd_limited: bool) -> None:
         if not cwnd_limited:
-            # RFC 8312 §5.8: "In order to prevent CUBIC from excessively increasing cwnd after an idle or
-            # application-limited period": the curve stands still while the window is not used
+            # RFC 8312 §5.8: "In case of long periods when cwnd has not been updated due to the application rate limit,
+            # such as idle periods, t in Eq. 1 MUST NOT include these periods"
             if self._epoch_us >= 0 and self._idle_since_us < 0:
                 self._idle_since_us = now
             return
@@ -72,8 +72,9 @@ class Cubic(CongestionControl):
             if grown_segments > target:
                 grown_segments = target
         # RFC 8312 §4.2: "W_est(t) = W_max*beta_cubic + [3*(1-beta_cubic)/(1+beta_cubic)] * (t/RTT)"; here per
-        # acknowledged octet, which needs no division by a varying RTT. "if W_cubic(t) is less than W_est(t), then
-        # CUBIC is in the TCP-friendly region and cwnd SHOULD be set to W_est(t) at each reception of an ACK"
+        # acknowledged octet, which needs no division by a varying RTT. "CUBIC checks whether W_cubic(t) is less
+        # than W_est(t). If so, CUBIC is in the TCP-friendly region and cwnd SHOULD be set to W_est(t) at each reception
+        # of an ACK."
         self._friendly_segments += _FRIENDLY_ALPHA * acked_segments / segments
         if self._friendly_segments > grown_segments:
             grown_segments = self._friendly_segments
@@ -107,7 +108,7 @@ class Cubic(CongestionControl):
 
     def on_timeout(self, now: int, in_flight_bytes: int, first: bool) -> None:
         super().on_timeout(now, in_flight_bytes, first)
-        # RFC 8312 §4.7: "during the first congestion avoidance after a timeout, CUBIC increases its congestion window
+        # RFC 8312 §4.7: "During the first congestion avoidance after a timeout, CUBIC increases its congestion window
         # size using Eq. 1, where t is the elapsed time since the beginning of the current congestion avoidance, K is
         # set to 0, and W_max is set to the congestion window size at the beginning of the current congestion
         # avoidance."

@@ -29,7 +29,7 @@ class NewReno(CongestionControl):
                 return
             acked_bytes = grown - self.ssthresh_bytes
             self.cwnd_bytes = cwnd = self.ssthresh_bytes
-        # RFC 5681 §3.1: "when the number of bytes acknowledged reaches cwnd, then cwnd can be incremented by up to
+        # RFC 5681 §3.1: "When the number of bytes acknowledged reaches cwnd, then cwnd can be incremented by up to
         # SMSS bytes."
         self._acked_bytes += acked_bytes
         if self._acked_bytes >= cwnd:

@@ -29,8 +29,8 @@ class LossRecovery(SenderState):
             if not record.sacked and min(record.length, old) > mss:
                 queue.mark_lost(record)
         if queue.lost:
-            # RFC 1191 §6.5: "a TCP connection ... SHOULD NOT change the congestion window" for what a router refused:
-            # the losses are no sign of congestion.
+            # RFC 1191 §6.5: "a retransmission caused by a Datagram Too Big message should not change the congestion
+            # window." It also says to slow-start; like Linux we let the window that is there decide.
             self._plain_sailing = False
             if self._undo is not None:
                 self._undo.end()  # these are lost for certain
@@ -165,7 +165,7 @@ class LossRecovery(SenderState):
             # this is a partial ACK. In this case, retransmit the first unacknowledged segment."
             self._mark_first_segment_lost()
             self._probe = Probe.HEAD
-        # RFC 3168 §6.1.2: "TCP ... SHOULD NOT react to congestion indications more than once every window of data"
+        # RFC 3168 §6.1.2: "TCP should not react to congestion indications more than once every window of data"
         if ece and flight and self.state is SendState.OPEN and una > self._ecn_point:
             self._reduce(flight, now)
             self.state = SendState.CWR
@@ -228,8 +228,8 @@ class LossRecovery(SenderState):
         if oldest >= 0:
             self.rtt.on_sample(now - oldest, now, flight // octets or 1)
             return now - newest
-        # RFC 7323 §4.1: "RTTM may be ... used to update the averaged RTT measurement only if the segment advances the
-        # left edge of the send window". The clock behind it is coarse, so it comes second.
+        # RFC 7323 §4.1: "A TSecr value received in a segment MAY be used to update the averaged RTT measurement only if
+        # the segment advances the left edge of the send window". Its clock is coarse, so it comes second.
         if advanced and rtt_echo_us >= 0:
             self.rtt.on_sample(rtt_echo_us, now)
             return rtt_echo_us
@@ -381,7 +381,7 @@ class LossRecovery(SenderState):
                 mark_losses(queue, self.mss)
         elif queue.sacked or queue.resent or dsack:
             recovering = self.state in (SendState.RECOVERY, SendState.LOSS)
-            # RFC 8985 §6.2 step 4 counts segments: "RACK.segs_sacked >= DupThresh"
+            # RFC 8985 §6.2 step 4 counts segments ("RACK.segs_sacked >= DupThresh"); this counts octets, as RFC 6675 does
             many = queue.sacked > (DUP_THRESH - 1) * self.mss
             self._rack.update_window(self.rtt, self.una, self.nxt, dsack, recovering, many)
             self._reo_at = self._rack.detect_losses(queue, now)
@@ -418,8 +418,6 @@ class LossRecovery(SenderState):
 
     def _on_probe_timeout(self, now: int) -> TimeoutKind:
         self._pto_at = NEVER
-        if self.una == self.nxt:
-            return TimeoutKind.NONE
         # RFC 8985 §7.3: "After attempting to send a loss probe, regardless of whether a loss probe was sent, the sender
         # MUST re-arm the RTO timer, not the PTO timer, if the FlightSize is not zero."
         self._rto_at = now + self.rtt.timeout_us
@@ -437,9 +435,7 @@ class LossRecovery(SenderState):
         queue = self.queue
         congestion = self.congestion
         first = queue.first
-        if first is None:
-            self._rto_at = NEVER
-            return
+        assert first is not None  # the timer runs only while something is outstanding
         self.timeouts += 1
         again = self.state is SendState.LOSS and self.consecutive_timeouts > 0
         in_recovery = self.state in (SendState.RECOVERY, SendState.LOSS) and not again
@@ -490,8 +486,9 @@ def _separate_dsack(
     left, right = blocks[0]
     if left >= right:
         return blocks[1:], None
-    # RFC 2883 §4: "If the sequence number in the first block is less than the cumulative acknowledgment ... or if it is
-    # contained in the second block, it is a D-SACK block"
+    # RFC 2883 §4: "the first block of the SACK option should be a D-SACK block specifying the sequence numbers for the
+    # duplicate segment". It is one if it lies below the cumulative acknowledgement (§4.1), or (4) within "the second
+    # SACK block in that SACK option".
     if right <= ack or (len(blocks) > 1 and blocks[1][0] <= left and right <= blocks[1][1]):
         return blocks[1:], (left, right)
     return blocks, None

@@ -27,8 +27,8 @@ class PersistTimer:
             return
         self.is_override = False
         # RFC 9293 §3.8.6.1: "The transmitting host SHOULD send the first zero-window probe when a zero window has
-        # existed for the retransmission timeout period (SHLD-29), and SHOULD increase exponentially the interval
-        # between successive probes (SHLD-30)."
+        # existed for the retransmission timeout period (SHLD-29) (Section 3.8.1), and SHOULD increase exponentially the
+        # interval between successive probes (SHLD-30)."
         self.at = now + min(rto_us << min(self.backoff, 16), rto_max_us)
 
     def arm_override(self, now: int) -> None:
@@ -43,9 +43,6 @@ class PersistTimer:
         self.backoff = 0
         self.probe_due = False
 
-    def on_heard(self) -> None:
-        self.unanswered = 0
-
     def on_timeout(self) -> bool:
         """It has fired: True if a probe is due, False if the piece held back may go."""
         self.at = NEVER
@@ -53,9 +50,9 @@ class PersistTimer:
             self.is_override = False
             self.may_override = True
             return False
-        # RFC 9293 §3.8.6.1: "A TCP implementation MAY keep its offered receive window closed indefinitely ... As long
+        # RFC 9293 §3.8.6.1: "A TCP implementation MAY keep its offered receive window closed indefinitely (MAY-8).  As long
         # as the receiving TCP peer continues to send acknowledgments in response to the probe segments, the sending
-        # TCP implementation MUST allow the connection to stay open": ``unanswered`` is what may end a connection.
+        # TCP peer MUST allow the connection to stay open (MUST-37).": ``unanswered`` is what may end a connection.
         self.backoff += 1
         self.unanswered += 1
         self.probe_due = True

@@ -59,7 +59,7 @@ class DuplicateAcks:
 
     def on_partial(self, acked_bytes: int, outstanding_bytes: int, mss: int) -> int:
         """New data acknowledged during recovery; returns the octets not counted before by duplicates."""
-        # RFC 6582 §3.2 (3): "deflate the congestion window by the amount of new data acknowledged by the Cumulative
+        # RFC 6582 §3.2 (3): "Deflate the congestion window by the amount of new data acknowledged by the Cumulative
         # Acknowledgment field. If the partial ACK acknowledges at least one SMSS of new data, then add back SMSS
         # bytes": all but the retransmitted segment had been counted.
         counted = min(self.credit_bytes, max(acked_bytes - mss, 0))

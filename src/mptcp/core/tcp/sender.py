@@ -208,7 +208,7 @@ class Sender(LossRecovery):
         index = queue.index_of(queue.scan_from)
         while index < len(records) and (records[index].sacked or records[index].transmissions > 1):
             index += 1
-        # RFC 6675 §4 (3): "if there exists an unSACKed sequence number 'S3' that meets the criteria for detecting loss
+        # RFC 6675 §4 (3): "but there exists an unSACKed sequence number 'S3' that meets the criteria for detecting loss
         # given in steps (1.a) and (1.b) above (specifically excluding step (1.c)), then one segment of up to SMSS octets
         # starting with S3 SHOULD be returned."
         if index < len(records) and records[index].start < queue.highest_sacked:
