@@ -59,7 +59,8 @@ class Pump:
     ) -> None:
         """``links``: each with the number of its interface in ``host``. Without ``background`` somebody else must call
         ``step`` (an event loop)."""
-        self.lock = threading.Lock()
+        # Re-entrant only so that ``is_held`` can be asked: a finalizer may run anywhere, also while the lock is held.
+        self.lock = threading.RLock()
         self.host = host
         self.clock = clock
         self.counters: Counters = host.counters
@@ -79,6 +80,8 @@ class Pump:
         self._parked: list[Parked] = []
         self._local = threading.local()
         self._retry_us = NEVER  # the earliest of the ports'
+        self._alarms: weakref.WeakKeyDictionary[Source, int] | None = None
+        self._alarm_us = NEVER  # the earliest of those
         self._stepped_us = 0  # when a driver last handled what had come
         self._served = 0  # the thread whose wait ended last, and how often in a row
         self._services = 0
@@ -86,6 +89,10 @@ class Pump:
         _pumps.add(self)
         if self._background is not None:
             self._background.start()
+
+    def is_held(self) -> bool:
+        """Whether this very thread holds the lock: then it is a finalizer or a signal handler that asks."""
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined]
 
     # --- for the application's threads ----------------------------------------------------------------------------
     def check(self) -> None:
@@ -141,6 +148,13 @@ class Pump:
             self._services = 0
         return True
 
+    def alarm(self, source: Source, at_us: int) -> None:
+        """``source.handle_ready`` is called at that time, too; the earliest of several counts."""
+        if self._alarms is None:
+            self._alarms = weakref.WeakKeyDictionary()
+        self._alarms[source] = min(at_us, self._alarms.get(source, NEVER))
+        self._alarm_us = min(self._alarm_us, at_us)
+
     def poll(self) -> None:
         """Handles what has already come in, without waiting, unless a thread of the application drives anyway."""
         driver = self.driver
@@ -166,6 +180,9 @@ class Pump:
         host = self.host
         now = self.clock()
         until = min(deadline, self._deadline())
+        if self.orphans:
+            self._close_orphans(now)
+            until = 0
         if until > now:
             seat.asleep_until = until
             timeout = (until - now) / SECOND if until < NEVER else -1
@@ -181,8 +198,6 @@ class Pump:
         else:
             events = seat.poll(0)
         self._stepped_us = now
-        if self.orphans:
-            self._close_orphans(now)
         for fd, mask in events:
             port = self._by_fd.get(fd)
             if port is None:
@@ -201,6 +216,8 @@ class Pump:
             host.handle_timeout(now)
         self._transmit(now)
         self._notify()
+        if self._alarm_us <= now:
+            self._ring(now)
 
     def take_seat(self) -> Seat:
         """The caller drives from now on, until ``self.driver`` is another seat; the last driver is told to leave."""
@@ -240,7 +257,7 @@ class Pump:
     # --- inside ---------------------------------------------------------------------------------------------------
     def _deadline(self) -> int:
         deadline = self.host.poll_deadline()
-        return min(self._retry_us, deadline)
+        return min(self._retry_us, self._alarm_us, deadline)
 
     def _is_background(self, seat: Seat) -> bool:
         return self._background is not None and self._background.seat is seat
@@ -385,6 +402,16 @@ class Pump:
             else:
                 orphan.close(now)
 
+    def _ring(self, now: int) -> None:
+        alarms = self._alarms
+        assert alarms is not None
+        due = [source for source, at_us in alarms.items() if at_us <= now]
+        for source in due:
+            del alarms[source]
+        self._alarm_us = min(alarms.values(), default=NEVER)
+        for source in due:
+            source.handle_ready()
+
     # --- end ------------------------------------------------------------------------------------------------------
     def fail(self, error: Exception) -> None:
         """A bug of ours ended the background thread: every later use of the stack says so."""
@@ -414,7 +441,7 @@ class Pump:
     def abandon(self) -> None:
         """In the child after fork: the lock and the threads stayed in the parent."""
         self.forked = self.unusable = True
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def _wake_all(self) -> None:
         for parked in self._parked:

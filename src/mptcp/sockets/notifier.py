@@ -35,12 +35,6 @@ class Notifier:
 
     def show(self, readable: bool, writable: bool) -> None:
         """Brings the descriptor up to date; costs a system call only where something has changed."""
-        if readable != self._readable:
-            self._readable = readable
-            if readable:
-                self._inner.send(b"\0")
-            else:
-                _drain(self._outer)
         if writable != self._writable:
             self._writable = writable
             if writable:
@@ -49,6 +43,13 @@ class Notifier:
                 with contextlib.suppress(BlockingIOError):
                     while True:
                         self._outer.send(_FILLER)
+        # After "writable": who waits for a connect to end must see that first.
+        if readable != self._readable:
+            self._readable = readable
+            if readable:
+                self._inner.send(b"\0")
+            else:
+                _drain(self._outer)
 
     def detach(self) -> int:
         """The descriptor, which is the caller's to close from now on."""

@@ -39,6 +39,7 @@ class SocketOptions:
     receive_timeout_us: int = NEVER  # SO_RCVTIMEO: blocking calls fail with EAGAIN after it
     send_timeout_us: int = NEVER
     v6_only: bool = False
+    defer_accept_us: int = 0  # TCP_DEFER_ACCEPT
 
     def changed(self, **changes: object) -> SocketOptions:
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -146,6 +147,8 @@ def socket_changes(level: int, option: int, value: int | bytes) -> dict[str, obj
     """As ``tcp_changes``, for the fields of ``SocketOptions``."""
     if level == _IP6 and option == std.IPV6_V6ONLY:
         return {"v6_only": bool(to_int(value))}
+    if level == _TCP and option == std.TCP_DEFER_ACCEPT:
+        return {"defer_accept_us": max(0, to_int(value)) * SECOND}
     if level != _SOL:
         return None
     match option:
@@ -169,6 +172,8 @@ def socket_changes(level: int, option: int, value: int | bytes) -> dict[str, obj
 def socket_value(level: int, option: int, options: SocketOptions) -> int | bytes | None:
     if level == _IP6 and option == std.IPV6_V6ONLY:
         return int(options.v6_only)
+    if level == _TCP and option == std.TCP_DEFER_ACCEPT:
+        return options.defer_accept_us // SECOND
     if level != _SOL:
         return None
     match option:

@@ -30,7 +30,7 @@ MAX_BACKLOG = 4096
 
 #: What of a socket lives on after ``detach``.
 _HERITAGE = (
-    "_options", "_timeout", "_connection", "_listeners", "_accepted", "_bound", "_notifier", "_connecting",
+    "_options", "_timeout", "_connection", "_listeners", "_accepted", "_deferred", "_bound", "_notifier", "_connecting",
     "_error_taken", "_read_shut", "_write_starved",
 )  # fmt: skip
 
@@ -87,11 +87,7 @@ class Socket(Transfer):
             return
         if self._connection is not None or self._listeners is not None:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        # A collector may run in a thread that holds the pump's lock: the stack closes this one a little later.
-        left = [item for item in (self._connection, self._accepted, *(self._listeners or ())) if item is not None]
-        self._pump.abandon_later(left)
-        if self._bound is not None:
-            self._stack.ports.release_later(self._bound)
+        self._close_later()
 
     # --- connecting --------------------------------------------------------------------------------------------------
     def connect(self, address: SocketAddress) -> None:
@@ -241,6 +237,10 @@ class Socket(Transfer):
         if self._io_refs > 0:
             self._close_wanted = True
             return
+        if self._pump.is_held():
+            # The collector has found a file over this socket while this thread was at work in the stack.
+            self._close_later()
+            return
         self._real_close()
 
     def _decref_socketios(self) -> None:
@@ -249,6 +249,17 @@ class Socket(Transfer):
             self._io_refs -= 1
         if self._close_wanted and self._io_refs == 0:
             self.close()
+
+    def _close_later(self) -> None:
+        """Without the lock: whoever drives next closes what this socket has held."""
+        self._closed = True
+        held = (connection for connection, _ in self._deferred or ())
+        left = [i for i in (self._connection, self._accepted, *(self._listeners or ()), *held) if i is not None]
+        self._pump.abandon_later(left)
+        if self._bound is not None:
+            self._stack.ports.release_later(self._bound)
+        if self._notifier is not None:
+            self._notifier.close()
 
     def _real_close(self) -> None:
         pump = self._pump
@@ -290,6 +301,10 @@ class Socket(Transfer):
         if self._accepted is not None:
             self._accepted.abort(now)
             self._accepted = None
+        for connection, _ in self._deferred or ():
+            connection.owner = None
+            connection.abort(now)
+        self._deferred = None
         self._listeners = None
         self._pump.flush()
 

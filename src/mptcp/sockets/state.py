@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket as std
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ class SocketState(Source):
     """Every attribute is guarded by the pump's lock."""
 
     __slots__ = (
-        "__weakref__", "_accepted", "_bound", "_close_wanted", "_closed", "_config", "_connecting", "_connection",
+        "__weakref__", "_accepted", "_bound", "_close_wanted", "_closed", "_config", "_connecting", "_connection", "_deferred",
         "_error_taken", "_family", "_io_refs", "_listeners", "_notifier", "_options", "_proto", "_pump", "_read_shut",
         "_stack", "_timeout", "_write_starved",
     )  # fmt: skip
@@ -49,6 +50,7 @@ class SocketState(Source):
         self._connection: Connection | None = None
         self._listeners: list[Listener] | None = None
         self._accepted: Connection | None = None  # taken off a listener, not yet returned by ``accept``
+        self._deferred: list[tuple[Connection, int]] | None = None  # (kept back from ``accept``, until when)
         self._bound: Endpoint | None = None
         self._notifier: Notifier | None = None
         self._connecting = False  # ``connect`` has begun, and nobody has been told how it ended
@@ -97,11 +99,33 @@ class SocketState(Source):
     def _is_acceptable(self) -> bool:
         """``accept`` would not block."""
         if self._accepted is None and self._listeners is not None:
-            for listener in self._listeners:
-                self._accepted = listener.accept()
-                if self._accepted is not None:
-                    break
+            if self._options.defer_accept_us or self._deferred:
+                self._accepted = self._accept_deferred(self._listeners)
+            else:
+                for listener in self._listeners:
+                    self._accepted = listener.accept()
+                    if self._accepted is not None:
+                        break
         return self._accepted is not None or self._listeners is None or self._closed
+
+    def _accept_deferred(self, listeners: list[Listener]) -> Connection | None:
+        """TCP_DEFER_ACCEPT: connections are kept back until they have data, or for the time that was set."""
+        now = self._pump.clock()
+        held = self._deferred
+        if held is None:
+            held = self._deferred = []
+        for listener in listeners:
+            # Those kept back count as waiting: the listener keeps the others, and refuses more by its own limit.
+            while len(held) < listener.backlog and (connection := listener.accept()) is not None:
+                connection.owner = weakref.ref(self)
+                held.append((connection, now + self._options.defer_accept_us))
+        for index, (connection, deadline) in enumerate(held):
+            if connection.readable_bytes or connection.eof or connection.state is CLOSED or deadline <= now:
+                del held[index]
+                return connection
+        if held:
+            self._pump.alarm(self, held[0][1])
+        return None
 
     def _is_connected(self) -> bool:
         """``connect`` has ended, one way or the other."""

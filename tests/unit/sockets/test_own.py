@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import select
 import socket as std
 import threading
 import time
@@ -364,10 +365,45 @@ def test_after_fork_the_stack_refuses(ours: Any) -> None:
     assert server.recv(6) == b"parent"
 
 
+def test_close_by_the_collector_while_the_lock_is_held(ours: Any) -> None:
+    client, server = ours.pair()
+    with ours.client_stack.pump.lock:
+        client.close()  # as the finalizer of a file over it would do
+    assert client.fileno() == -1
+    assert server.recv(1) == b""
+
+
+def test_defer_accept(ours: Any) -> None:
+    listener = ours.listen()
+    listener.setsockopt(std.IPPROTO_TCP, std.TCP_DEFER_ACCEPT, 1)
+    assert listener.getsockopt(std.IPPROTO_TCP, std.TCP_DEFER_ACCEPT) == 1
+    silent, talking = ours.client(), ours.client()
+    for client in (silent, talking):
+        client.connect(listener.getsockname())
+    listener.settimeout(0.02)
+    with pytest.raises(TimeoutError):
+        listener.accept()
+    talking.send(b"hello")
+    listener.settimeout(3)
+    server, address = listener.accept()
+    assert (address, server.recv(5)) == (talking.getsockname(), b"hello")
+    server.close()
+    silent.close()  # its end counts as news
+    server, address = listener.accept()
+    assert server.recv(1) == b""
+    server.close()
+    listener._options = listener._options.changed(defer_accept_us=20_000)
+    late = ours.client()
+    late.connect(listener.getsockname())
+    assert not select.select([listener], [], [], 0)[0]
+    assert select.select([listener], [], [], 3)[0]  # after the time that was set, also without data
+    server, address = listener.accept()
+    assert address == late.getsockname()
+    server.close()
+
+
 # --- the descriptor ---------------------------------------------------------------------------------------------------
 def test_notifier_shows_all_four_states() -> None:
-    import select
-
     notifier = Notifier()
     poll = select.poll()
     poll.register(notifier.fileno(), select.POLLIN | select.POLLOUT)
