@@ -13,6 +13,7 @@ import time
 
 from mptcp.core.tcp.config import TcpConfig
 from mptcp.core.tcp.connection import Connection
+from mptcp.core.wire.segment import Segment
 from mptcp.testing.tcp_pair import TcpPair
 
 BURST = 64
@@ -29,7 +30,7 @@ def transfer(pair: TcpPair, total: int, chunk: bytes, costs: list[float]) -> int
         if client.writable_bytes >= len(chunk):
             client.write(chunk)
         t0 = clock()
-        burst = []
+        burst: list[Segment] = []
         while len(burst) < BURST and (segment := client.poll_segment(now)) is not None:
             burst.append(segment)
         t1 = clock()
@@ -57,8 +58,8 @@ def transfer(pair: TcpPair, total: int, chunk: bytes, costs: list[float]) -> int
     return segments
 
 
-def drain(connection: Connection, now: int) -> list:  # type: ignore[type-arg]
-    result = []
+def drain(connection: Connection, now: int) -> list[Segment]:
+    result: list[Segment] = []
     while (segment := connection.poll_segment(now)) is not None:
         result.append(segment)
     return result

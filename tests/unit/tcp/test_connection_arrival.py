@@ -20,8 +20,9 @@ from mptcp.testing.tcp_pair import SERVER_ISN, ScriptedPeer
 FIXED = TcpConfig(timestamps=False, receive_buffer_bytes=65535, receive_buffer_max_bytes=65535, window_scaling=False)
 
 
-def rst_numbers(peer: ScriptedPeer) -> tuple[int, int]:
-    return peer.tcp.receiver.nxt, peer.tcp.receiver.window.edge
+def wire(*blocks: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """SACK blocks as they are sent, from relative numbers."""
+    return tuple(((SERVER_ISN + left) & MASK32, (SERVER_ISN + right) & MASK32) for left, right in blocks)
 
 
 # --- first: the sequence number -------------------------------------------------------------------------------------
@@ -191,8 +192,6 @@ def test_out_of_order_is_kept_reported_and_delivered_once() -> None:  # RFC 2018
     peer = ScriptedPeer(FIXED).establish()
     (a,) = peer.gives(ACK, seq=11, data=b"K" * 10)
     (b,) = peer.gives(ACK, seq=31, data=b"M" * 10)
-    base = SERVER_ISN
-    wire = lambda *pairs: tuple(((base + x) & MASK32, (base + y) & MASK32) for x, y in pairs)  # noqa: E731
     assert a.options.sack_blocks == wire((11, 21))
     assert b.options.sack_blocks == wire((31, 41), (11, 21))
     (c,) = peer.gives(ACK, seq=1, data=b"J" * 10)
@@ -277,7 +276,7 @@ def test_window_update_rides_on_data() -> None:  # RFC 9293 §3.8.6
 def test_fin_before_its_turn_waits() -> None:  # RFC 9293 §3.10.7.4, eighth
     peer = ScriptedPeer(FIXED).establish()
     peer.gives(ACK | FIN, seq=4, data=b"def")
-    assert peer.tcp.state is State.ESTABLISHED
+    assert not peer.tcp.fin_received
     assert not peer.tcp.eof
     (ack,) = peer.gives(ACK, seq=1, data=b"abc")
     assert peer.relative(ack)[1] == 8

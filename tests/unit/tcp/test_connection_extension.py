@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mptcp.core.tcp.config import TcpConfig
+from mptcp.core.tcp.connection import Connection
 from mptcp.core.tcp.extension import Extension, Verdict
 from mptcp.core.tcp.record import Record
 from mptcp.core.tcp.states import State
@@ -266,7 +267,7 @@ def test_without_its_extension_it_is_plain_tcp() -> None:
 class Leaver(Recorder):
     """Gives up its connection in the middle of the data."""
 
-    tcp = None
+    tcp: Connection | None = None
 
     def handle_data(self, ssn: int, payload: memoryview, now: int) -> None:
         super().handle_data(ssn, payload, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -11,11 +12,17 @@ from hypothesis import strategies as st
 from mptcp.core.tcp.config import TcpConfig
 from mptcp.core.tcp.states import State
 from mptcp.core.units import MILLISECOND, SECOND
-from mptcp.testing.tcp_pair import TcpPair, hostile_wire
+from mptcp.testing.tcp_pair import TcpPair, Wire, hostile_wire
 
 
 def pattern(length: int, seed: int = 3) -> bytes:
     return random.Random(seed).randbytes(length)
+
+
+def lossy_at(lost: int) -> Wire:
+    """Loses the segment with this number, of all that are sent."""
+    count = itertools.count()
+    return lambda segment, chance: [] if next(count) == lost else [5 * MILLISECOND]
 
 
 @pytest.mark.parametrize("gso_max_bytes", [0, 64000])
@@ -76,9 +83,7 @@ def test_simultaneous_close() -> None:  # RFC 9293 §3.6, figure 13
 
 def test_handshake_survives_loss_of_each_segment() -> None:  # RFC 9293 §3.5
     for lost in range(3):
-        pair = TcpPair()
-        count = iter(range(1000))
-        pair.wire = lambda segment, chance, lost=lost, count=count: [] if next(count) == lost else [5 * MILLISECOND]
+        pair = TcpPair(wire=lossy_at(lost))
         pair.connect()
         data = pattern(5000)
         assert pair.transfer(pair.client, pair.server, data) == data
