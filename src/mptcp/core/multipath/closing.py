@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.tcp.extension import Verdict
-from mptcp.core.units import NEVER, SECOND
+from mptcp.core.units import MILLISECOND, NEVER
 from mptcp.core.wire.mptcp_options import RST_TOO_MUCH_OUTSTANDING_DATA, MpFastclose, MpTcprst
 from mptcp.core.wire.segment import RST, Segment
 from mptcp.errors import ConnectionTimedOut, ConnectionWasReset
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mptcp.core.multipath.subflow import Subflow
 
 #: How long the head of the line may be acknowledged by its subflow but not at the data level, at the least.
-DATA_TIMEOUT_MIN_US = SECOND
+DATA_TIMEOUT_MIN_US = 300 * MILLISECOND
 
 #: A DATA_FIN that is never acknowledged is given up after this many repetitions.
 DATA_FIN_RETRIES = 8
@@ -59,18 +59,13 @@ def handle_data_timeout(connection: Connection, now: int) -> None:
         return
     sender.retries += 1
     connection.last_progress_us = now
-    head = sender.head()
-    if head is None:
-        return
     # RFC 8684 §3.3.6: "A timer is set when the head of the connection level is ACKed at the subflow level but is not
     # DATA_ACKed at the data level. This timer will guard against retransmission failures by middleboxes that
-    # proactively ACK data."
-    for carrier in head.carriers:
-        subflow = connection.subflows_by_id.get(carrier)
-        if subflow is not None and not subflow.tcp.is_over and not subflow.stale and subflow.tcp.sender.unacked_bytes:
-            return  # TCP is still at it
-    if sender.reinject_head():
-        connection.counters.bump("data_timeout_reinjection")
+    # proactively ACK data." What TCP still works on is left to it.
+    acked = {s.id: s.tcp.sender.una - s.tcp.iss for s in connection.subflows_by_id.values()}
+    head = sender.head()
+    if head is not None and acked.get(head.carriers[-1], 1 << 62) >= head.ssn_end:
+        connection.counters.bump("data_timeout_reinjection", sender.reinject_lost(acked))
 
 
 def _handle_fastclose_timeout(connection: Connection, now: int) -> None:

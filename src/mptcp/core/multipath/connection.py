@@ -207,6 +207,10 @@ class Connection:
             and self.data_sender.carried_only_by(subflow.id)
         )
 
+    def may_take_bare_data(self, subflow: Subflow) -> bool:
+        """Data without a mapping can only be what comes next: there never was another subflow, and nothing is missing."""
+        return self._next_id == 2 and self.may_fall_back(subflow) and not len(subflow.mappings)
+
     def signalling_subflow(self) -> Subflow | None:
         """Where signals that concern the connection go: the usable subflow with the lowest RTT."""
         usable = [s for s in self.subflows_by_id.values() if s.is_usable]

@@ -17,13 +17,14 @@ MAX_MAPPING = 65_535
 class Chunk:
     """Octets ``dsn <= n < end`` of the stream, kept until they are acknowledged at the data level."""
 
-    __slots__ = ("carriers", "dsn", "end", "payloads")
+    __slots__ = ("carriers", "dsn", "end", "payloads", "ssn_end")
 
     def __init__(self, dsn: int, payloads: Sequence[Payload], length: int, carrier: int) -> None:
         self.dsn = dsn
         self.end = dsn + length
         self.payloads = payloads
         self.carriers: tuple[int, ...] = (carrier,)  # ids of the subflows it was given to
+        self.ssn_end = 0  # where it ends on the last of these
 
 
 class DataSender:
@@ -140,12 +141,15 @@ class DataSender:
         length = min(length, chunk.end - start)
         views = cut(chunk.payloads, start - chunk.dsn, length)
         if start + length < chunk.end:
-            # What is left is a chunk of its own; the whole one stays in ``_chunks`` until it is acknowledged.
+            assert self._chunks is not None
             rest = Chunk(
                 start + length, cut(chunk.payloads, start + length - chunk.dsn, chunk.end - start - length),
-                chunk.end - start - length, subflow_id,
+                chunk.end - start - length, 0,
             )  # fmt: skip
-            rest.carriers = chunk.carriers
+            rest.carriers, rest.ssn_end = chunk.carriers, chunk.ssn_end
+            chunk.payloads = cut(chunk.payloads, 0, start + length - chunk.dsn)
+            chunk.end = start + length
+            self._chunks.insert(self._chunks.index(chunk) + 1, rest)
             self._queue[0] = rest
         else:
             self._queue.popleft()
@@ -163,6 +167,22 @@ class DataSender:
             self._queue = deque()
         self._queue.appendleft(head)
         return True
+
+    def reinject_lost(self, acked_ssn: dict[int, int]) -> int:
+        """Queues everything that TCP has delivered but the data level never acknowledged; how many chunks.
+
+        ``acked_ssn``: per subflow, the subflow sequence number up to which the peer's TCP has acknowledged.
+        """
+        queue = self._queue
+        waiting = {chunk.dsn for chunk in queue} if queue else set()
+        count = 0
+        for chunk in self._chunks or ():
+            if chunk.dsn not in waiting and acked_ssn.get(chunk.carriers[-1], 0) >= chunk.ssn_end:
+                if self._queue is None:
+                    self._queue = deque()
+                self._queue.append(chunk)
+                count += 1
+        return count
 
     def reinject_carried_by(self, subflow_id: int, alive: frozenset[int]) -> int:
         """Queues everything that, of the subflows ``alive``, none carries; how many octets."""

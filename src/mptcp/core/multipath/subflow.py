@@ -50,6 +50,9 @@ MAX_SIGNALS = 32
 #: So many acknowledgements of data in a row without any MPTCP option are no accident.
 MAX_OPTIONS_LOST = 8
 
+#: So many segments of data in a row without any MPTCP option are none either.
+MAX_BARE_SEGMENTS = 2
+
 #: Octets without a mapping that are held in the hope of one (RFC 8684 §3.3.1: "for a short while").
 MAX_UNMAPPED = 256 * 1024
 
@@ -65,7 +68,7 @@ class Subflow(Extension):
     """Created and owned by a ``Connection``; the host finds it by addresses and ports."""
 
     __slots__ = (
-        "_mapping", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
+        "_mapping", "bare_segments", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
         "fin_signal",
         "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "mappings",
         "options_lost", "path", "pending", "remote_id", "remote_nonce", "reset_reason", "role", "signals", "stale",
@@ -89,6 +92,7 @@ class Subflow(Extension):
         self.closing = False
         self.stale = False  # its last retransmission timeout has not been followed by an acknowledgement
         self.options_lost = 0
+        self.bare_segments = 0  # with data and without any MPTCP option, in a row
         self.without_capable = False  # the last SYN went without MP_CAPABLE
         self.close_reason = ""
         self.reset_reason: MptcpOption | None = None
@@ -383,9 +387,11 @@ class Subflow(Extension):
         if capable is None:
             if segment.flags & RST:
                 return Verdict.ACCEPT
-            if connection.version == 0 and any(type(o) is Dss for o in segment.options.mptcp):
-                self.pending = False  # RFC 6824 §3.1: a DSS shows as well that the keys have arrived
-                return Verdict.ACCEPT
+            if any(type(o) is Dss for o in segment.options.mptcp):
+                # A later packet has overtaken the third one, or that one is lost: without the client's key nothing can
+                # be made of a DSS. Our SYN/ACK, sent again, makes the client repeat its key.
+                connection.counters.bump("data_before_key")
+                return Verdict.DROP
             # RFC 8684 §3.1: "If the third packet (the ACK) does not contain the MP_CAPABLE option, then the session
             # MUST fall back to operating as a regular, single-path TCP session."
             fall_back(connection, self, FallbackReason.NO_THIRD_ACK, now)
@@ -415,6 +421,8 @@ class Subflow(Extension):
             if connection.is_alone(self):
                 fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)
                 return Verdict.ACCEPT
+        if segment.length:
+            self.bare_segments += 1
         if segment.length and not self.dss_seen and not self.is_join and connection.is_alone(self):
             fall_back(connection, self, FallbackReason.NO_MAPPING, now)
         elif acknowledges_data:
@@ -468,6 +476,7 @@ class Subflow(Extension):
             self.tcp.ack_now()
             if dss.length == 1:
                 return Verdict.ACCEPT
+        self.bare_segments = 0
         return self._add_mapping(dsn, dss.ssn, dss.length, dss.checksum, dss.data_fin, now)
 
     def _add_mapping(self, dsn: int, ssn: int, length: int, checksum: int | None, fin: bool, now: int) -> Verdict:
@@ -580,6 +589,14 @@ class Subflow(Extension):
         return False
 
     def _hold(self, ssn: int, payload: memoryview) -> None:
+        connection = self.connection
+        if self.bare_segments >= MAX_BARE_SEGMENTS and connection.may_take_bare_data(self):
+            # RFC 8684 §3.7 has such a subflow closed with a RST, "since no data can be delivered"; but on the only
+            # subflow there ever was the octets can have but one place in the stream. Linux does the same.
+            connection.counters.bump("data_without_mapping")
+            fall_back(connection, self, FallbackReason.NO_MAPPING, connection.environment.now)
+            connection.data_receiver.buffer.append(payload)
+            return
         # RFC 8684 §3.3.1: "Implementations MAY hold onto such unmapped data for a short while, in the expectation
         # that a mapping will arrive shortly."
         if self.unmapped is None:

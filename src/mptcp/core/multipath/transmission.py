@@ -48,7 +48,7 @@ def push(connection: Connection, now: int) -> None:
         if sender.una == sender.nxt:
             connection.last_progress_us = now
         chunk = sender.assign(length, subflow.id)
-        give(connection, subflow, chunk.dsn, chunk.payloads, length)
+        chunk.ssn_end = give(connection, subflow, chunk.dsn, chunk.payloads, length)
     if sender.fin_dsn >= 0 and not sender.fin_sent and not stream.length and send_data_fin(connection):
         connection.last_progress_us = now
     if sender.fin_acked and connection.data_receiver.fin_received and connection.state is not ConnectionState.CLOSED:
@@ -65,7 +65,7 @@ def push_reinjection(connection: Connection, now: int) -> bool:
         return False
     limit = min(subflow.path.sendable_bytes, max(subflow.tcp.sender.gso_max_bytes, subflow.tcp.sender.mss), MAX_MAPPING)
     start, views = sender.take_reinjection(chunk, limit, subflow.id)
-    give(connection, subflow, start, views, sum(map(len, views)))
+    chunk.ssn_end = give(connection, subflow, start, views, sum(map(len, views)))
     return True
 
 
@@ -102,12 +102,14 @@ def in_flight(connection: Connection) -> bool:
     return False
 
 
-def give(connection: Connection, subflow: Subflow, dsn: int, payloads: Sequence[Payload], length: int) -> None:
+def give(connection: Connection, subflow: Subflow, dsn: int, payloads: Sequence[Payload], length: int) -> int:
+    """Queues octets of the stream on a subflow, under a mapping; the subflow number after them."""
     tcp = subflow.tcp
     ssn = tcp.sender.end - tcp.iss
     checksum = dss_checksum(dsn, ssn, length, payloads) if connection.checksum else None
     mapping = Mapping(dsn & 0xFFFFFFFFFFFFFFFF, ssn & 0xFFFFFFFF, length, checksum)
     tcp.send_mapped(payloads, length, mapping)
+    return ssn + length
 
 
 def relieve_window(connection: Connection, now: int) -> None:
