@@ -10,7 +10,7 @@ from mptcp.core.multipath.closing import handle_fastclose
 from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back, handle_fail
 from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
 from mptcp.core.tcp.extension import Extension, Verdict
-from mptcp.core.units import NEVER
+from mptcp.core.units import NEVER, SECOND
 from mptcp.core.wire.mptcp_options import (
     FLAG_CHECKSUM,
     FLAG_DENY_JOIN_INITIAL,
@@ -55,6 +55,9 @@ MAX_BARE_SEGMENTS = 2
 
 #: Octets without a mapping that are held in the hope of one (RFC 8684 §3.3.1: "for a short while").
 MAX_UNMAPPED = 256 * 1024
+#: The pieces in which they may come, and for how long a mapping is waited for.
+MAX_UNMAPPED_PIECES = 1024
+UNMAPPED_PATIENCE_US = SECOND
 
 
 class Role(Enum):
@@ -72,7 +75,7 @@ class Subflow(Extension):
         "fin_signal",
         "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "mappings",
         "options_lost", "path", "pending", "remote_id", "remote_nonce", "reset_reason", "role", "signals", "stale",
-        "tcp", "unmapped", "without_capable",
+        "tcp", "unmapped", "unmapped_bytes", "unmapped_since", "without_capable",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, subflow_id: int, role: Role, local_id: int, remote_id: int) -> None:
@@ -104,6 +107,7 @@ class Subflow(Extension):
         self.mappings = ReceivedMappings()
         self._mapping: Mapping | None = None  # the one that covers the next octet, most likely
         self.unmapped: list[tuple[int, memoryview]] | None = None
+        self.unmapped_bytes = self.unmapped_since = 0
         self.bytes_reinjected = 0
         self.tcp: TcpConnection  # set right after TCP has been made with this extension
         self.path: PathInfo
@@ -314,7 +318,7 @@ class Subflow(Extension):
             # RFC 8684 §3.2: "If the SYN/ACK as received at Host A does not have an MP_JOIN option, Host A MUST close
             # the subflow with a TCP RST."
             self.connection.counters.bump("join_without_option")
-        self.close_reason = "refused"
+        self.close_reason = "middlebox"  # the peer has not refused anything
         self.reset_reason = MpTcprst(RST_MPTCP_SPECIFIC)
         return Verdict.RESET
 
@@ -549,8 +553,12 @@ class Subflow(Extension):
             if mapping is None or not mapping.ssn <= ssn < mapping.end:
                 mapping = self._mapping = self.mappings.find(ssn)
                 if mapping is None:
-                    self._hold(ssn, payload)
+                    self._hold(ssn, payload, now)
                     return
+            if self.unmapped is not None:
+                # In order, and mapped again: what is held lies before it, and its mapping is lost. The peer sees that
+                # the data level does not acknowledge it, and sends it again.
+                self.unmapped = None
             room = mapping.end - ssn
             rest = None
             if len(payload) > room:
@@ -588,24 +596,24 @@ class Subflow(Extension):
         checksum_failed(connection, self, mapping, held, now)
         return False
 
-    def _hold(self, ssn: int, payload: memoryview) -> None:
-        connection = self.connection
-        if self.bare_segments >= MAX_BARE_SEGMENTS and connection.may_take_bare_data(self):
-            # RFC 8684 §3.7 has such a subflow closed with a RST, "since no data can be delivered"; but on the only
-            # subflow there ever was the octets can have but one place in the stream. Linux does the same.
-            connection.counters.bump("data_without_mapping")
-            fall_back(connection, self, FallbackReason.NO_MAPPING, connection.environment.now)
-            connection.data_receiver.buffer.append(payload)
-            return
+    def _hold(self, ssn: int, payload: memoryview, now: int) -> None:
         # RFC 8684 §3.3.1: "Implementations MAY hold onto such unmapped data for a short while, in the expectation
         # that a mapping will arrive shortly."
         if self.unmapped is None:
             self.unmapped = []
+            self.unmapped_bytes = 0
+            self.unmapped_since = now
         self.unmapped.append((ssn, payload))
+        self.unmapped_bytes += len(payload)
         self.connection.counters.bump("data_without_mapping")
-        if sum(len(piece) for _, piece in self.unmapped) > MAX_UNMAPPED:
+        if (
+            self.unmapped_bytes > MAX_UNMAPPED
+            or len(self.unmapped) > MAX_UNMAPPED_PIECES
+            or now - self.unmapped_since > UNMAPPED_PATIENCE_US
+        ):
             # "If a mapping ... does not arrive within a receive window of data, that subflow SHOULD be treated as
-            # broken, closed with a RST, and any unmapped data silently discarded."
+            # broken, closed with a RST, and any unmapped data silently discarded." A sender whose data is never
+            # acknowledged at the data level sends but little of it, and so a moment without a mapping is enough.
             self.unmapped = None
             self.close_reason = "middlebox"
             self.connection.break_subflow(self, MpTcprst(RST_MIDDLEBOX_INTERFERENCE))
