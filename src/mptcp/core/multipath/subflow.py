@@ -356,6 +356,7 @@ class Subflow(Extension):
                 # RFC 8684 §3.2: "it moves to the ESTABLISHED state only on receipt of an ACK from the receiver"
                 if not segment.flags & RST:
                     self.confirmed = True
+                    self._send_held_signals()
                     self._activate(now)
             case Role.JOIN_SERVER:
                 for option in segment.options.mptcp:
@@ -509,8 +510,14 @@ class Subflow(Extension):
 
     def _confirm(self, now: int) -> None:
         self.confirmed = True
+        self._send_held_signals()
         if not self.is_join:
             self.connection.fully_established(self, now)
+
+    def _send_held_signals(self) -> None:
+        """What ``signal`` was given while acknowledgements still had to carry the handshake's option."""
+        if self.signals:
+            self.tcp.send_ack()
 
     def _handle_rare(self, option: MptcpOption, segment: Segment, now: int) -> Verdict:
         connection = self.connection
@@ -597,6 +604,14 @@ class Subflow(Extension):
         return False
 
     def _hold(self, ssn: int, payload: memoryview, now: int) -> None:
+        connection = self.connection
+        if self.bare_segments >= MAX_BARE_SEGMENTS and connection.may_take_bare_data(self):
+            # RFC 8684 §3.7 has such a subflow closed with a RST, "since no data can be delivered"; but on the only
+            # subflow there ever was the octets can have but one place in the stream. Linux does the same.
+            connection.counters.bump("data_without_mapping")
+            fall_back(connection, self, FallbackReason.NO_MAPPING, now)
+            connection.data_receiver.buffer.append(payload)
+            return
         # RFC 8684 §3.3.1: "Implementations MAY hold onto such unmapped data for a short while, in the expectation
         # that a mapping will arrive shortly."
         if self.unmapped is None:
