@@ -65,6 +65,7 @@ class Pump:
         self.clock = clock
         self.counters: Counters = host.counters
         self.ports = [Port(link, index) for link, index in links]
+        self.closing = False  # its connections are being ended: that is no end of stream
         self.closed = False
         self.forked = False
         self.unusable = False  # closed, forked or failed: one flag for the hot path

@@ -120,6 +120,8 @@ class Transfer(SocketState):
                 if self._connecting:
                     self._finish_connect()
                 self._raise_error()
+                if self._pump.closing:
+                    raise os_error(errno.ENETDOWN)
                 return None
         elif self._read_shut:
             return None

@@ -191,6 +191,7 @@ class UserStack(Stack):
             pump.close()
             return
         with pump.lock:
+            pump.closing = True
             host = pump.host
             now = pump.clock()
             for listener in list(host.listeners.values()):
