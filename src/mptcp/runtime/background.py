@@ -58,7 +58,7 @@ class Background:
             with pump.lock:
                 if pump.closed:
                     return
-                looks = looks + 1 if pump.drives == seen else 0
+                looks = looks + 1 if pump.shifts == seen else 0
                 if pump.driver is None and looks > 0:
                     try:
                         self._drive()
@@ -66,7 +66,7 @@ class Background:
                         pump.fail(error)
                         return
                     looks = 0
-                seen = pump.drives
+                seen = pump.shifts
                 self._asleep = pump.driver is not None and looks >= LOOKS_BEFORE_SLEEP
                 timeout = -1 if self._asleep else GRACE_S
             self._gate.acquire(timeout=timeout)

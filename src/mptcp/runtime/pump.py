@@ -71,7 +71,7 @@ class Pump:
         self.unusable = False  # closed, forked or failed: one flag for the hot path
         self.failure: Exception | None = None  # a bug of ours ended the background thread
         self._driver_ready: Callable[[], bool] | None = None  # what the application's thread that drives waits for
-        self.drives = 0  # how often a driver has begun
+        self.shifts = 0  # how often a driver has begun or ended: while it grows, the background stays away
         self.driver: Seat | None = None
         self.orphans: list[Connection | Listener] = []  # to be closed: what forgotten sockets have left
         self._by_fd = {port.fd: port for port in self.ports}
@@ -234,7 +234,7 @@ class Pump:
             self._seats.append(seat)
         self.driver = seat
         self._driver_ready = None
-        self.drives += 1
+        self.shifts += 1
         return seat
 
     def leave_seat(self, seat: Seat) -> bool:
@@ -246,6 +246,7 @@ class Pump:
         if self.driver is not seat:
             return False
         self.driver = None
+        self.shifts += 1
         return True
 
     def abandon_later(self, left: Sequence[Connection | Listener]) -> None:
