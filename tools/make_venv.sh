@@ -29,4 +29,4 @@ if [ ! -x "$directory/bin/python" ] || ! "$directory/bin/python" -m pip --versio
     rm -rf "$directory"
     "$chosen" -m venv "$directory"
 fi
-"$directory/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+"$directory/bin/python" -m pip install -qq --disable-pip-version-check --editable ".[$extras]"
