@@ -135,6 +135,7 @@ class Host(Environment):
         if not connection.marked:
             connection.marked = True
             self._marked.append(connection)
+            self._ready[connection] = None
 
     def new_key(self, version: int) -> int:
         return keys.new_key(self.entropy, self._tokens, version)
@@ -443,7 +444,6 @@ class Host(Environment):
         return out
 
     def _settle(self, connection: Connection) -> None:
-        self._ready[connection] = None
         owner = connection.owner
         if isinstance(owner, Listener):
             if owner.promote(connection):
@@ -458,7 +458,10 @@ class Host(Environment):
         self._arm(connection)
 
     def poll_ready(self) -> list[Connection | Listener]:
-        """Those whose state, readability, writability or events may have changed since the last call."""
+        """Those whose state, readability, writability or events may have changed since the last call.
+
+        It may be asked before ``poll_packets`` as well: what has been read by then needs no window update of its own.
+        """
         if not self._ready:
             return []
         ready, self._ready = self._ready, {}

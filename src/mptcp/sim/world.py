@@ -158,15 +158,16 @@ class SimHost(Node):
         now = self.world.clock.now
         stack = self.stack
         for _ in range(MAX_ROUNDS_PER_INSTANT):
-            for index, packet in stack.poll_packets(now):
-                self.ports[index].send(packet)
             ready = stack.poll_ready()
-            if not ready:
-                break
             for subject in ready:
                 found = self._applications.get(id(subject))
                 if found is not None:
                     found[1].on_ready(now)
+            packets = stack.poll_packets(now)
+            for index, packet in packets:
+                self.ports[index].send(packet)
+            if not ready and not packets:
+                break
         self._arm(stack.poll_deadline())
 
 

@@ -10,10 +10,15 @@ from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.data_sender import MAX_MAPPING, Chunk
 from mptcp.core.multipath.mapping import Mapping, dss_checksum
 from mptcp.core.multipath.subflow import Subflow
+from mptcp.core.units import MILLISECOND
 from mptcp.core.wire.segment import Payload
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
+
+
+#: A silence shorter than two round trips and this says nothing about a path: the peer may delay acknowledgements.
+HELD_UP_MIN_US = 40 * MILLISECOND
 
 
 def push(connection: Connection, now: int) -> None:
@@ -23,7 +28,7 @@ def push(connection: Connection, now: int) -> None:
     stream = sender.stream
     tcp_config = connection.config.tcp
     while stream.length:
-        room = sender.window_edge - sender.nxt
+        room = window_room(connection, now)
         if room <= 0:
             relieve_window(connection, now)
             break
@@ -55,6 +60,29 @@ def push(connection: Connection, now: int) -> None:
         closing.finish(connection, now)
 
 
+def window_room(connection: Connection, now: int) -> int:
+    """Octets of new data for which the shared window has room; half of it while the head of the line is held up."""
+    sender = connection.data_sender
+    room = sender.window_edge - sender.nxt
+    if len(connection.subflows_by_id) > 1 and is_held_up(connection, now):
+        # Whatever follows a head that does not arrive waits at the receiver. Linux counts its bookkeeping against the
+        # buffer that the window was made of: packets of one segment each fill the buffer long before the window is
+        # full, and then it has no room for the head either, for ever.
+        room = min(room, sender.una + (sender.window_edge - sender.una) // 2 - sender.nxt)
+    return room
+
+
+def is_held_up(connection: Connection, now: int) -> bool:
+    """The subflow that was given the head of the line last has failed, or been silent for two round trips."""
+    head = connection.data_sender.head()
+    if head is None:
+        return False
+    carrier = connection.subflows_by_id.get(head.carriers[-1])
+    if carrier is None or carrier.stale or carrier.closing:
+        return True
+    return now - carrier.tcp.last_received_us > 2 * carrier.tcp.sender.rtt.srtt_us + HELD_UP_MIN_US
+
+
 def push_reinjection(connection: Connection, now: int) -> bool:
     sender = connection.data_sender
     chunk = sender.next_reinjection()
@@ -72,19 +100,23 @@ def push_reinjection(connection: Connection, now: int) -> bool:
 def select(connection: Connection, length: int, now: int, chunk: Chunk | None) -> Subflow | None:
     """Asks the scheduler; ``chunk`` is None for new data."""
     candidates: list[Subflow] = []
+    room = False
     for subflow in connection.subflows_by_id.values():
-        if subflow.is_usable:
+        if not subflow.pending and not subflow.closing and subflow.tcp.is_established:
+            sendable = subflow.tcp.sendable_bytes(now)
+            subflow.path.sendable_bytes = sendable
+            if sendable > 0:
+                room = True
             candidates.append(subflow)
+    if not room:
+        return None  # the ordinary end of a round, so that no facts are gathered for it
     if chunk is not None and len(candidates) > 1:
         candidates = [s for s in candidates if s.id not in chunk.carriers] or candidates
     if len(candidates) == 1:
         only = candidates[0]
-        only.path.sendable_bytes = only.tcp.sendable_bytes(now)
         return only if only.path.sendable_bytes > 0 else None
-    if not candidates:
-        return None
     for subflow in candidates:
-        refresh(subflow, now)
+        refresh(subflow)
     paths = [s.path for s in candidates]
     select = connection.scheduler.select if chunk is None else connection.scheduler.select_reinjection
     path = select(paths, length, now)
@@ -125,7 +157,11 @@ def relieve_window(connection: Connection, now: int) -> None:
             and subflow.is_usable
             and not subflow.stale
             and not subflow.path.backup
-            and (carrier is None or subflow.tcp.sender.rtt.srtt_us < carrier.tcp.sender.rtt.srtt_us)
+            and (
+                carrier is None
+                or subflow.tcp.sender.rtt.srtt_us < carrier.tcp.sender.rtt.srtt_us
+                or is_held_up(connection, now)
+            )
             and subflow.tcp.sendable_bytes(now) > 0
             and connection.data_sender.reinject_head()
         ):
@@ -148,8 +184,8 @@ def send_data_fin(connection: Connection) -> bool:
     return sent
 
 
-def refresh(subflow: Subflow, now: int) -> None:
-    """Brings ``subflow.path`` up to date for a strategy."""
+def refresh(subflow: Subflow) -> None:
+    """Brings ``subflow.path`` up to date for a strategy, but for ``sendable_bytes``."""
     path, sender = subflow.path, subflow.tcp.sender
     path.stale = subflow.stale
     path.srtt_us = sender.rtt.srtt_us
@@ -157,6 +193,5 @@ def refresh(subflow: Subflow, now: int) -> None:
     path.mss_bytes = sender.mss
     path.cwnd_bytes = sender.congestion.cwnd_bytes
     path.in_flight_bytes = sender.in_flight_bytes
-    path.sendable_bytes = subflow.tcp.sendable_bytes(now)
     path.bytes_sent = sender.bytes_sent
     path.bytes_acked = sender.bytes_acked
