@@ -520,7 +520,15 @@ class Connection:
             if subflow.join_deadline < result:
                 result = subflow.join_deadline
         if self.plain is None and self.state is not ConnectionState.CLOSED:
-            result = min(result, closing.data_deadline(self), self.paths.deadline())
+            # A bound that costs nothing will do while it lies ahead: every acknowledgement moves it on.
+            data = self.last_progress_us + closing.DATA_TIMEOUT_MIN_US
+            if data <= self.environment.now or self.data_sender.una == self.data_sender.nxt:
+                data = closing.data_deadline(self)
+            if data < result:
+                result = data
+            data = self.paths.deadline()
+            if data < result:
+                result = data
             if self.lonely_since_us != NEVER:
                 result = min(result, self.lonely_since_us + self.config.close_timeout_us)
         return result
@@ -554,12 +562,17 @@ class Connection:
             self._window_check = False
             self.plain.window_update(now)
         out: list[tuple[Subflow, Segment]] = []
-        for subflow in list(self.subflows_by_id.values()):
+        over: Subflow | None = None
+        for subflow in self.subflows_by_id.values():
             poll = subflow.tcp.poll_segment
             while (segment := poll(now)) is not None:
                 out.append((subflow, segment))
-            if subflow.tcp.is_closed:
-                self.drop(subflow)
+            if subflow.tcp.is_over:
+                over = subflow
+        if over is not None:
+            for subflow in list(self.subflows_by_id.values()):
+                if subflow.tcp.is_closed:
+                    self.drop(subflow)
         if self.plain is not None:
             self._follow_plain(now)
         elif not self.subflows_by_id and self.state is ConnectionState.CLOSED:

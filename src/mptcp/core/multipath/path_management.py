@@ -89,10 +89,10 @@ class PathManagement:
     # --- timers -----------------------------------------------------------------------------------------------------
     def deadline(self) -> int:
         result = self.manager.deadline()
-        for announcement in (self._announced or {}).values():
-            result = min(result, announcement.deadline)
-        for when, _, _ in self._removals or ():
-            result = min(result, when)
+        if self._announced:
+            result = min(result, *(announcement.deadline for announcement in self._announced.values()))
+        if self._removals:
+            result = min(result, *(when for when, _, _ in self._removals))
         return result
 
     def handle_timeout(self, now: int) -> None:

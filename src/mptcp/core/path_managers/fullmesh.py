@@ -76,7 +76,7 @@ class FullMesh(PathManager):
         return actions
 
     def deadline(self) -> int:
-        return min((when for when, _ in self._retry.values()), default=NEVER)
+        return min((when for when, _ in self._retry.values()), default=NEVER) if self._retry else NEVER
 
     def _missing(self, facts: Facts, again: frozenset[tuple[bytes, Endpoint]] = frozenset()) -> list[Action]:
         room = self.limit - len(facts.paths)
