@@ -13,7 +13,8 @@ from mptcp.core.multipath.environment import Environment
 from mptcp.core.multipath.events import Event, EventKind, EventQueue
 from mptcp.core.multipath.fallback import FallbackReason
 from mptcp.core.multipath.path_management import PathManagement
-from mptcp.core.multipath.subflow import Role, Subflow
+from mptcp.core.multipath.role import Role
+from mptcp.core.multipath.subflow import Subflow
 from mptcp.core.schedulers.lowest_rtt import LowestRtt
 from mptcp.core.tcp.config import TcpConfig
 from mptcp.core.tcp.connection import Connection as TcpConnection

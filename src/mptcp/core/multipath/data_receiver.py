@@ -8,7 +8,6 @@ from mptcp.core.tcp.receive_buffer import ReceiveBuffer
 from mptcp.core.tcp.receive_window import BufferTuner
 from mptcp.core.wire.sequence import MASK32, MASK64
 
-
 #: The window opens by no less, unless the buffer is tiny.
 WINDOW_STEP = 1460
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mptcp.core.multipath.subflow import Role
+from mptcp.core.multipath.role import Role
 from mptcp.core.wire.mptcp_options import (
     RST_ADMINISTRATIVELY_PROHIBITED,
     RST_LACK_OF_RESOURCES,

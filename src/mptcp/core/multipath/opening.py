@@ -6,7 +6,7 @@ from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.connection import Connection
 from mptcp.core.multipath.environment import Environment
 from mptcp.core.multipath.fallback import FallbackReason
-from mptcp.core.multipath.subflow import Role
+from mptcp.core.multipath.role import Role
 from mptcp.core.wire.mptcp_options import (
     FLAG_CHECKSUM,
     FLAG_DENY_JOIN_INITIAL,

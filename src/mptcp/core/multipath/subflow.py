@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from mptcp.core.multipath import keys
+from mptcp.core.multipath import handshake, keys
 from mptcp.core.multipath.closing import handle_fastclose
 from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back, handle_fail
 from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
+from mptcp.core.multipath.role import Role
 from mptcp.core.tcp.extension import Extension, Verdict
 from mptcp.core.units import NEVER, SECOND
 from mptcp.core.wire.mptcp_options import (
     FLAG_CHECKSUM,
     FLAG_DENY_JOIN_INITIAL,
-    FLAG_EXTENSIBLE,
     FLAG_HMAC_SHA256,
     RST_MIDDLEBOX_INTERFERENCE,
     RST_MPTCP_SPECIFIC,
@@ -32,7 +31,7 @@ from mptcp.core.wire.mptcp_options import (
     RemoveAddr,
 )
 from mptcp.core.wire.mptcp_options import padded_length as options_length
-from mptcp.core.wire.segment import ACK, FIN, RST, Segment
+from mptcp.core.wire.segment import FIN, RST, Segment
 from mptcp.core.wire.sequence import MASK64, unwrap32, unwrap64
 from mptcp.info import PathInfo, SubflowState
 
@@ -58,13 +57,6 @@ MAX_UNMAPPED = 256 * 1024
 #: The pieces in which they may come, and for how long a mapping is waited for.
 MAX_UNMAPPED_PIECES = 1024
 UNMAPPED_PATIENCE_US = SECOND
-
-
-class Role(Enum):
-    CAPABLE_CLIENT = "capable-client"
-    CAPABLE_SERVER = "capable-server"
-    JOIN_CLIENT = "join-client"
-    JOIN_SERVER = "join-server"
 
 
 class Subflow(Extension):
@@ -147,7 +139,7 @@ class Subflow(Extension):
             case Role.JOIN_CLIENT:
                 return (MpJoinSyn(connection.remote_token, self.local_nonce, self.local_id, self.local_backup),)
             case Role.JOIN_SERVER:
-                mac = self._own_hmac()[:8]  # RFC 8684 §3.2: "a truncated (leftmost 64 bits) HMAC"
+                mac = self.own_hmac()[:8]  # RFC 8684 §3.2: "a truncated (leftmost 64 bits) HMAC"
                 return (MpJoinSynAck(mac, self.local_nonce, self.local_id, self.local_backup),)
 
     def ack_options(self, room: int) -> tuple[MptcpOption, ...]:
@@ -165,7 +157,7 @@ class Subflow(Extension):
                 )
             self.key_repeated = False
             if self.role is Role.JOIN_CLIENT and room >= 24:
-                return (MpJoinAck(self._own_hmac()[:20]),)
+                return (MpJoinAck(self.own_hmac()[:20]),)
         receiver = connection.data_receiver
         if self.signals and self.signals[0] is not None:
             return self._signal_options(room)
@@ -265,69 +257,31 @@ class Subflow(Extension):
             flags |= FLAG_DENY_JOIN_INITIAL
         return flags
 
-    def _own_hmac(self) -> bytes:
+    def own_hmac(self) -> bytes:
         c = self.connection
         return keys.join_hmac(c.local_key, c.remote_key, self.local_nonce, self.remote_nonce, c.version)
 
-    def _expected_hmac(self) -> bytes:
+    def expected_hmac(self) -> bytes:
         c = self.connection
         return keys.join_hmac(c.remote_key, c.local_key, self.remote_nonce, self.local_nonce, c.version)
 
     # --- what comes in: SYNs --------------------------------------------------------------------------------------------
     def handle_syn_options(self, segment: Segment, now: int) -> Verdict:
         if self.role is Role.CAPABLE_CLIENT:
-            reason = self._handle_capable_syn_ack(segment)
+            reason = handshake.handle_capable_syn_ack(self, segment)
             if reason is not FallbackReason.NONE:
                 fall_back(self.connection, self, reason, now)
             return Verdict.ACCEPT
         if self.role is Role.JOIN_CLIENT:
-            return self._handle_join_syn_ack(segment)
+            return handshake.handle_join_syn_ack(self, segment)
         return Verdict.ACCEPT  # the SYN itself was judged by the listener, or by Connection.accept_join
-
-    def _handle_capable_syn_ack(self, segment: Segment) -> FallbackReason:
-        connection = self.connection
-        capable = _find_capable(segment)
-        if not segment.flags & ACK:
-            return FallbackReason.PEER_WITHOUT_MPTCP  # simultaneous open: RFC 8684 gives it no meaning
-        if capable is None:
-            # RFC 8684 §3.1: "If a SYN contains an MP_CAPABLE option but the SYN/ACK does not ... the MPTCP session
-            # MUST operate as a regular, single-path TCP session."
-            return FallbackReason.SYN_UNANSWERED if self.without_capable else FallbackReason.PEER_WITHOUT_MPTCP
-        if capable.version != connection.version:
-            return FallbackReason.VERSION
-        if capable.sender_key is None or not capable.flags & 0x1F or capable.flags & FLAG_EXTENSIBLE:
-            return FallbackReason.BAD_CAPABLE
-        # RFC 8684 §3.1: "if either host requires the use of checksums, checksums MUST be used"
-        connection.set_remote_key(capable.sender_key, bool(capable.flags & FLAG_CHECKSUM))
-        connection.remote_denies_join = bool(capable.flags & FLAG_DENY_JOIN_INITIAL)
-        return FallbackReason.NONE
-
-    def _handle_join_syn_ack(self, segment: Segment) -> Verdict:
-        for option in segment.options.mptcp:
-            if isinstance(option, MpJoinSynAck):
-                self.remote_nonce = option.nonce
-                if keys.same(option.hmac, self._expected_hmac()[:8]):
-                    self.remote_id = option.address_id
-                    self.path.backup = self.local_backup or option.backup  # either side may want it so
-                    return Verdict.ACCEPT
-                # RFC 8684 §3.2: "the HMAC returned to Host A does not match the one expected, Host A MUST close the
-                # subflow with a TCP RST"
-                self.connection.counters.bump("join_bad_hmac")
-                break
-        else:
-            # RFC 8684 §3.2: "If the SYN/ACK as received at Host A does not have an MP_JOIN option, Host A MUST close
-            # the subflow with a TCP RST."
-            self.connection.counters.bump("join_without_option")
-        self.close_reason = "middlebox"  # the peer has not refused anything
-        self.reset_reason = MpTcprst(RST_MPTCP_SPECIFIC)
-        return Verdict.RESET
 
     # --- what comes in: later segments ------------------------------------------------------------------------------------
     def handle_options(self, segment: Segment, now: int) -> Verdict:
         options = segment.options.mptcp
         connection = self.connection
         if self.pending:
-            verdict = self._complete_handshake(segment, now)
+            verdict = handshake.complete(self, segment, now)
             if verdict is not Verdict.ACCEPT or connection.is_plain or self.role is Role.JOIN_SERVER:
                 return verdict
         if not options:
@@ -346,68 +300,15 @@ class Subflow(Extension):
                 break
         return Verdict.ACCEPT
 
-    def _complete_handshake(self, segment: Segment, now: int) -> Verdict:
-        match self.role:
-            case Role.CAPABLE_CLIENT:
-                self.pending = False  # our SYN is answered; whether our key has arrived, ``confirmed`` tells
-            case Role.CAPABLE_SERVER:
-                return self._handle_third_ack(segment, now)
-            case Role.JOIN_CLIENT:
-                # RFC 8684 §3.2: "it moves to the ESTABLISHED state only on receipt of an ACK from the receiver"
-                if not segment.flags & RST:
-                    self.confirmed = True
-                    self._send_held_signals()
-                    self._activate(now)
-            case Role.JOIN_SERVER:
-                for option in segment.options.mptcp:
-                    if isinstance(option, MpJoinAck):
-                        if not keys.same(option.hmac, self._expected_hmac()[:20]):
-                            self.connection.counters.bump("join_bad_hmac")
-                            return self._refuse(RST_MPTCP_SPECIFIC)
-                        self.confirmed = True
-                        # RFC 8684 §3.2: "receipt of this packet MUST trigger a regular TCP ACK in response"
-                        self.tcp.ack_now()
-                        self._activate(now)
-                        return Verdict.ACCEPT
-                if segment.flags & RST:
-                    return Verdict.ACCEPT
-                # RFC 8684 §3.2: "the MP_JOIN option is missing from the ACK, it MUST close the subflow with a TCP RST"
-                self.connection.counters.bump("join_without_option")
-                return self._refuse(RST_MPTCP_SPECIFIC)
-        return Verdict.ACCEPT
-
-    def _activate(self, now: int) -> None:
+    def activate(self, now: int) -> None:
         self.pending = False
         self.join_deadline = NEVER
         self.connection.subflow_active(self, now)
 
-    def _refuse(self, reason: int) -> Verdict:
+    def refuse(self, reason: int) -> Verdict:
         self.close_reason = "refused"
         self.reset_reason = MpTcprst(reason)
         return Verdict.RESET
-
-    def _handle_third_ack(self, segment: Segment, now: int) -> Verdict:
-        connection = self.connection
-        capable = _find_capable(segment)
-        if capable is None:
-            if segment.flags & RST:
-                return Verdict.ACCEPT
-            if any(type(o) is Dss for o in segment.options.mptcp):
-                # A later packet has overtaken the third one, or that one is lost: without the client's key nothing can
-                # be made of a DSS. Our SYN/ACK, sent again, makes the client repeat its key.
-                connection.counters.bump("data_before_key")
-                return Verdict.DROP
-            # RFC 8684 §3.1: "If the third packet (the ACK) does not contain the MP_CAPABLE option, then the session
-            # MUST fall back to operating as a regular, single-path TCP session."
-            fall_back(connection, self, FallbackReason.NO_THIRD_ACK, now)
-            return Verdict.ACCEPT
-        if capable.sender_key is None or capable.receiver_key != connection.local_key:
-            connection.counters.bump("capable_bad_key")
-            fall_back(connection, self, FallbackReason.BAD_CAPABLE, now)
-            return Verdict.ACCEPT
-        self.pending = False
-        connection.set_remote_key(capable.sender_key, bool(capable.flags & FLAG_CHECKSUM))
-        return Verdict.ACCEPT
 
     def _handle_missing_options(self, segment: Segment, now: int) -> Verdict:
         """A segment without any MPTCP option: harmless once, the mark of a middlebox when it shows a pattern."""
@@ -510,11 +411,11 @@ class Subflow(Extension):
 
     def _confirm(self, now: int) -> None:
         self.confirmed = True
-        self._send_held_signals()
+        self.send_held_signals()
         if not self.is_join:
             self.connection.fully_established(self, now)
 
-    def _send_held_signals(self) -> None:
+    def send_held_signals(self) -> None:
         """What ``signal`` was given while acknowledgements still had to carry the handshake's option."""
         if self.signals:
             self.tcp.send_ack()
@@ -686,10 +587,3 @@ class Subflow(Extension):
 
     def handle_closed(self, error: Exception | None, now: int) -> None:
         self.connection.subflow_closed(self, error, now)
-
-
-def _find_capable(segment: Segment) -> MpCapable | None:
-    for option in segment.options.mptcp:
-        if isinstance(option, MpCapable):
-            return option
-    return None

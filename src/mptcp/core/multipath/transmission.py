@@ -10,15 +10,15 @@ from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.data_sender import MAX_MAPPING, Chunk
 from mptcp.core.multipath.mapping import Mapping, dss_checksum
 from mptcp.core.multipath.subflow import Subflow
-from mptcp.core.units import MILLISECOND
 from mptcp.core.wire.segment import Payload
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
 
 
-#: A silence shorter than two round trips and this says nothing about a path: the peer may delay acknowledgements.
-HELD_UP_MIN_US = 40 * MILLISECOND
+#: How much of the shared window is filled while there are several subflows. Enough for the receiver to see, from what
+#: it reads in a round trip, that a larger window would be used.
+USABLE_WINDOW_PERCENT = 60
 
 
 def push(connection: Connection, now: int) -> None:
@@ -28,7 +28,7 @@ def push(connection: Connection, now: int) -> None:
     stream = sender.stream
     tcp_config = connection.config.tcp
     while stream.length:
-        room = window_room(connection, now)
+        room = window_room(connection)
         if room <= 0:
             relieve_window(connection, now)
             break
@@ -60,27 +60,16 @@ def push(connection: Connection, now: int) -> None:
         closing.finish(connection, now)
 
 
-def window_room(connection: Connection, now: int) -> int:
-    """Octets of new data for which the shared window has room; half of it while the head of the line is held up."""
+def window_room(connection: Connection) -> int:
+    """Octets of new data for which there is room in as much of the shared window as is used."""
     sender = connection.data_sender
-    room = sender.window_edge - sender.nxt
-    if len(connection.subflows_by_id) > 1 and is_held_up(connection, now):
-        # Whatever follows a head that does not arrive waits at the receiver. Linux counts its bookkeeping against the
-        # buffer that the window was made of: packets of one segment each fill the buffer long before the window is
-        # full, and then it has no room for the head either, for ever.
-        room = min(room, sender.una + (sender.window_edge - sender.una) // 2 - sender.nxt)
-    return room
-
-
-def is_held_up(connection: Connection, now: int) -> bool:
-    """The subflow that was given the head of the line last has failed, or been silent for two round trips."""
-    head = connection.data_sender.head()
-    if head is None:
-        return False
-    carrier = connection.subflows_by_id.get(head.carriers[-1])
-    if carrier is None or carrier.stale or carrier.closing:
-        return True
-    return now - carrier.tcp.last_received_us > 2 * carrier.tcp.sender.rtt.srtt_us + HELD_UP_MIN_US
+    window = sender.window_edge - sender.una
+    if len(connection.subflows_by_id) > 1:
+        # What follows octets that are late waits at the receiver. Linux counts its bookkeeping against the buffer that
+        # the window was made of: packets of one segment each, on top of a hole, fill that buffer when the window is
+        # filled to 0.62, and then there is no room for what would close the hole either, for ever.
+        window = window * USABLE_WINDOW_PERCENT // 100
+    return window - (sender.nxt - sender.una)
 
 
 def push_reinjection(connection: Connection, now: int) -> bool:
@@ -157,11 +146,7 @@ def relieve_window(connection: Connection, now: int) -> None:
             and subflow.is_usable
             and not subflow.stale
             and not subflow.path.backup
-            and (
-                carrier is None
-                or subflow.tcp.sender.rtt.srtt_us < carrier.tcp.sender.rtt.srtt_us
-                or is_held_up(connection, now)
-            )
+            and (carrier is None or subflow.tcp.sender.rtt.srtt_us < carrier.tcp.sender.rtt.srtt_us)
             and subflow.tcp.sendable_bytes(now) > 0
             and connection.data_sender.reinject_head()
         ):
