@@ -364,6 +364,8 @@ class Socket(Transfer):
             if changes is None:
                 raise os_error(errno.ENOPROTOOPT)
             self._config = self._config.changed(tcp=self._config.tcp.changed(**changes))
+            for listener in self._listeners or ():
+                listener.config = self._config  # what is accepted from now on inherits it
             connection = self._connection
             if connection is not None:
                 try:

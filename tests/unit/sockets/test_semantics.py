@@ -493,6 +493,18 @@ def test_numbers_are_kept(world: Any, level: int, option: int, value: int) -> No
     assert client.getsockopt(level, option) == value
 
 
+def test_accepted_sockets_inherit_options(world: Any) -> None:
+    server = world.listen()
+    server.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, 1)
+    server.setsockopt(std.SOL_SOCKET, std.SO_KEEPALIVE, 1)
+    client = world.client()
+    client.connect(server.getsockname())
+    accepted, _ = server.accept()
+    assert accepted.getsockopt(std.IPPROTO_TCP, std.TCP_NODELAY) == 1
+    assert accepted.getsockopt(std.SOL_SOCKET, std.SO_KEEPALIVE) == 1
+    accepted.close()
+
+
 @pytest.mark.parametrize(
     ("level", "option", "value", "code"),
     [
