@@ -10,6 +10,7 @@ from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.data_sender import MAX_MAPPING, Chunk
 from mptcp.core.multipath.mapping import Mapping, dss_checksum
 from mptcp.core.multipath.subflow import Subflow
+from mptcp.core.units import NEVER
 from mptcp.core.wire.segment import Payload
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ def refresh(subflow: Subflow) -> None:
     path.stale = subflow.stale
     path.srtt_us = sender.rtt.srtt_us
     path.rttvar_us = sender.rtt.rttvar_us
+    path.rtt_min_us = 0 if sender.rtt.min_us == NEVER else sender.rtt.min_us
+    path.loss_events = sender.fast_recoveries + sender.timeouts
     path.mss_bytes = sender.mss
     path.cwnd_bytes = sender.congestion.cwnd_bytes
     path.in_flight_bytes = sender.in_flight_bytes
