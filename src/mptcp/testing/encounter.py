@@ -30,7 +30,7 @@ from mptcp.testing.exchange import Exchange
 from mptcp.testing.netns import Lab
 from mptcp.testing.processes import Peer
 
-#: A directory in which every encounter leaves a capture (of the first 200 octets of each packet).
+#: Names a directory in which every encounter leaves a capture; ``mptcp dump`` prints it.
 PCAP_VARIABLE: Final = "MPTCP_TEST_PCAP"
 PREFIX: Final = "MPTcpExt"
 #: The port on which our listeners listen.
@@ -71,7 +71,7 @@ class Encounter:
             directory = os.environ.get(PCAP_VARIABLE)
             if directory:
                 safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-                self._writer = PcapWriter(Path(directory) / f"{safe}.pcapng", snap_bytes=200)
+                self._writer = PcapWriter(Path(directory) / f"{safe}.pcapng")
                 links = [PcapLink(link, self._writer) for link in links]
             by_name = {link.name: addresses[path] for link, path in zip(links, self.paths, strict=True)}
             self.link_names = {path: link.name for link, path in zip(links, self.paths, strict=True)}

@@ -39,7 +39,7 @@ class Exchange:
         chunk: int = CHUNK,
         end: str = "close",
         abort_after: int = -1,
-        timeout_s: float = 30.0,
+        timeout_s: float = 20.0,
     ) -> None:
         self.sock = sock
         self.sent = self.received = 0

@@ -1,0 +1,133 @@
+"""Paths that fail while data moves: nothing is lost, and it goes on within a second or two."""
+
+from collections.abc import Callable
+
+import pytest
+
+from mptcp.core.multipath.config import DEFAULT_CONFIG
+from mptcp.core.path_managers.fullmesh import FullMesh
+from mptcp.info import Endpoint, SubflowState
+from mptcp.testing.encounter import Encounter
+from mptcp.testing.exchange import wait_until
+from mptcp.testing.kernel_peer import pattern_sha256
+
+pytestmark = pytest.mark.usefixtures("kernel_mptcp")
+
+MIB = 1 << 20
+ROLES = ("connect", "accept")
+DIRECTIONS = ("send", "receive")
+Make = Callable[..., Encounter]
+
+
+def shaped(make_encounter: Make, **options: object) -> Encounter:
+    encounter = make_encounter(2, **options)
+    for path in (1, 2):
+        encounter.lab.set_rate(path, 100)
+    return encounter
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("role", ROLES)
+def test_path_silently_dropped(make_encounter: Make, role: str, direction: str, lost: int) -> None:
+    size = 12 * MIB
+    ours, theirs = size * (direction == "send"), size * (direction == "receive")
+    encounter = shaped(make_encounter)
+    exchange, peer = encounter.meet(
+        role, ours={"send_bytes": ours, "subflows": 2, "end": "hold"}, kernel={"send_bytes": theirs, "seed": 2}
+    )
+    exchange.wait_moved(5 * MIB)
+    encounter.lab.blackhole(lost)
+    exchange.join()
+    assert exchange.got(theirs, 2)
+    exchange.sock.close()
+    result = peer.result(10)
+    assert (result["received"], result["sha256"]) == (ours, pattern_sha256(ours))
+    assert result["error"] == ""
+    gap = max(exchange.longest_gap_s, result["longest_gap_s"])
+    assert gap < 3, f"nothing moved for {gap:.2f} s"
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("role", ROLES)
+def test_path_taken_down(make_encounter: Make, role: str, direction: str, side: str) -> None:
+    size = 12 * MIB
+    ours, theirs = size * (direction == "send"), size * (direction == "receive")
+    encounter = shaped(make_encounter)
+    exchange, peer = encounter.meet(
+        role, ours={"send_bytes": ours, "subflows": 2}, kernel={"send_bytes": theirs, "seed": 2}
+    )
+    exchange.wait_moved(5 * MIB)
+    encounter.lab.set_link(1, False, side=side)
+    exchange.join()
+    assert exchange.got(theirs, 2)
+    result = peer.result(10)
+    assert (result["received"], result["sha256"]) == (ours, pattern_sha256(ours))
+    gap = max(exchange.longest_gap_s, result["longest_gap_s"])
+    assert gap < 3, f"nothing moved for {gap:.2f} s"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_our_interface_is_said_to_be_down(make_encounter: Make, role: str) -> None:
+    """Told of it, the stack leaves the path at once and withdraws its address."""
+    encounter = shaped(make_encounter)
+    exchange, peer = encounter.meet(role, ours={"send_bytes": 12 * MIB, "subflows": 2})
+    exchange.wait_moved(5 * MIB)
+    encounter.stack.set_link_up(encounter.link_names[2], False)
+    exchange.join()
+    result = peer.result(10)
+    assert (result["received"], result["sha256"]) == (12 * MIB, pattern_sha256(12 * MIB))
+    assert result["longest_gap_s"] < 1
+    counters = encounter.wait_kernel(RmAddr=1)
+    assert counters["MPFastcloseRx"] == 0
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("marked_by", ["us", "kernel"])
+@pytest.mark.parametrize("role", ROLES)
+def test_backup_path(make_encounter: Make, role: str, marked_by: str, direction: str) -> None:  # RFC 8684 §3.3.8
+    """The second path stays unused until the first one fails."""
+    size = 10 * MIB
+    ours, theirs = size * (direction == "send"), size * (direction == "receive")
+    encounter = make_encounter(2)
+    encounter.lab.set_rate(1, 100)
+    config = DEFAULT_CONFIG
+    if marked_by == "us":
+        backup = frozenset({Endpoint.parse(encounter.our_address(2)).address})
+        config = config.changed(path_manager=lambda: FullMesh(8, backup))
+    sock, peer = encounter.open(role, kernel={"echo": True, "receive_bytes": 100, "half_close": False}, config=config)
+    del sock, peer, ours, theirs
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_all_paths_lost_for_a_while(make_encounter: Make, role: str) -> None:
+    """Break before make: no subflow is left, then a path returns, and the transfer ends as if nothing had been."""
+    encounter = shaped(make_encounter)
+    exchange, peer = encounter.meet(role, ours={"send_bytes": 10 * MIB, "subflows": 2})
+    exchange.wait_moved(4 * MIB)
+    for path in (1, 2):
+        encounter.stack.set_link_up(encounter.link_names[path], False)
+    wait_until(lambda: not exchange.sock.subflows(), 2, "no subflow is left")
+    assert exchange.sock.info().state == "established"
+    encounter.stack.set_link_up(encounter.link_names[2], True)
+    exchange.join()
+    result = peer.result(10)
+    assert (result["received"], result["sha256"]) == (10 * MIB, pattern_sha256(10 * MIB))
+
+
+def test_path_that_comes_back_is_used_again(make_encounter: Make) -> None:
+    encounter = shaped(make_encounter)
+    exchange, peer = encounter.meet("connect", ours={"send_bytes": 40 * MIB, "subflows": 2})
+    exchange.wait_moved(4 * MIB)
+    encounter.lab.blackhole(2)
+    wait_until(
+        lambda: any(s.state is SubflowState.STALE for s in exchange.sock.subflows()), 3, "the cut path is known as stale"
+    )
+    encounter.lab.heal(2)
+    wait_until(
+        lambda: [s.state for s in exchange.sock.subflows()] == [SubflowState.ACTIVE] * 2, 3, "both paths are in use"
+    )
+    exchange.join()
+    result = peer.result(10)
+    assert (result["received"], result["sha256"]) == (40 * MIB, pattern_sha256(40 * MIB))
