@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: How much of the shared window is filled while there are several subflows. Enough for the receiver to see, from what
 #: it reads in a round trip, that a larger window would be used.
 USABLE_WINDOW_PERCENT = 60
+LEAST_USED_WINDOW = 1460
 
 
 def push(connection: Connection, now: int) -> None:
@@ -50,6 +51,8 @@ def push(connection: Connection, now: int) -> None:
                     break
             # RFC 9293 §3.8.6.2.1: nor is a small window filled while more room must be on its way
             elif sender.una < sender.nxt:
+                if length == room:
+                    relieve_window(connection, now)
                 break
         if sender.una == sender.nxt:
             connection.last_progress_us = now
@@ -69,7 +72,8 @@ def window_room(connection: Connection) -> int:
         # What follows octets that are late waits at the receiver. Linux counts its bookkeeping against the buffer that
         # the window was made of: packets of one segment each, on top of a hole, fill that buffer when the window is
         # filled to 0.62, and then there is no room for what would close the hole either, for ever.
-        window = window * USABLE_WINDOW_PERCENT // 100
+        # One segment may always go: a window smaller than that would otherwise never be filled.
+        window = max(window * USABLE_WINDOW_PERCENT // 100, min(window, LEAST_USED_WINDOW))
     return window - (sender.nxt - sender.una)
 
 
