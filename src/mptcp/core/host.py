@@ -44,13 +44,14 @@ class HostConfig:
 
 
 class Interface:
-    __slots__ = ("gso_max_bytes", "is_up", "mtu", "name")
+    __slots__ = ("gso_max_bytes", "is_busy", "is_up", "mtu", "name")
 
     def __init__(self, name: str, mtu: int, gso_max_bytes: int) -> None:
         self.name = name
         self.mtu = mtu
         self.gso_max_bytes = gso_max_bytes
         self.is_up = True
+        self.is_busy = False
 
 
 class _Emission:
@@ -84,6 +85,7 @@ class Host(Environment):
         self._flows: dict[bytes, Subflow] = {}
         self._tokens: dict[int, Connection] = {}
         self._marked: list[Connection] = []
+        self._held: dict[Connection, None] = {}  # would send, were their interfaces not busy
         self._ready: dict[Connection | Listener, None] = {}
         self._replies: list[tuple[int, Packet]] = []
         self._timers: list[tuple[int, int, Connection]] = []
@@ -108,6 +110,24 @@ class Host(Environment):
         interface.is_up = up
         for address in [a for a, i in self._addresses.items() if i == index]:
             self._tell_connections(address, up, now)
+
+    def set_interface_busy(self, index: int, busy: bool) -> None:
+        """Busy: the link has not taken yet what it was given last. Until it is free again subflows on it send nothing:
+        octets wait in the stream, for whichever path is free first, and not in the queue of a slow one."""
+        interface = self.interfaces[index]
+        if interface.is_busy == busy:
+            return
+        interface.is_busy = busy
+        if not busy:
+            for connection in self._held:
+                self.mark(connection)
+            self._held.clear()
+
+    def is_busy(self, interface: int) -> bool:
+        return self.interfaces[interface].is_busy
+
+    def hold(self, connection: Connection) -> None:
+        self._held[connection] = None
 
     def add_address(self, address: str, interface: int, now: int) -> None:
         """Packets to ``address`` are ours from now on, and connections may use it."""

@@ -359,6 +359,7 @@ class Pump:
         except OSError as error:
             self._fail(port, error, now)
             return
+        self.host.set_interface_busy(port.index, port.queued > 0)
         if port.dropped != dropped:
             self.counters.bump("link_queue_overflow", port.dropped - dropped)
         if port.wants_write != before:
@@ -371,6 +372,7 @@ class Pump:
         except OSError as error:
             self._fail(port, error, now)
             return
+        self.host.set_interface_busy(port.index, port.queued > 0)
         self._retry_us = min(port.retry_us for port in self.ports)
         if port.wants_write != before:
             self._watch(port)

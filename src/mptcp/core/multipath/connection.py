@@ -565,6 +565,9 @@ class Connection:
         out: list[tuple[Subflow, Segment]] = []
         over: Subflow | None = None
         for subflow in self.subflows_by_id.values():
+            if self.environment.is_busy(subflow.interface):
+                self.environment.hold(self)
+                continue
             poll = subflow.tcp.poll_segment
             while (segment := poll(now)) is not None:
                 out.append((subflow, segment))

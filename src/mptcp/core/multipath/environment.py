@@ -37,6 +37,14 @@ class Environment(ABC):
         """``connection`` has something to send, a new deadline, or news for its user."""
 
     @abstractmethod
+    def is_busy(self, interface: int) -> bool:
+        """The link there takes nothing at the moment."""
+
+    @abstractmethod
+    def hold(self, connection: Connection) -> None:
+        """``connection`` is to be marked once a busy interface is free."""
+
+    @abstractmethod
     def new_key(self, version: int) -> int:
         """A key whose token no connection of this host has."""
 

@@ -98,9 +98,13 @@ def select(connection: Connection, length: int, now: int, chunk: Chunk | None) -
     for subflow in connection.subflows_by_id.values():
         if not subflow.pending and not subflow.closing and subflow.tcp.is_established:
             sendable = subflow.tcp.sendable_bytes(now)
-            subflow.path.sendable_bytes = sendable
             if sendable > 0:
-                room = True
+                if connection.environment.is_busy(subflow.interface):
+                    connection.environment.hold(connection)
+                    sendable = 0
+                else:
+                    room = True
+            subflow.path.sendable_bytes = sendable
             candidates.append(subflow)
     if not room:
         return None  # the ordinary end of a round, so that no facts are gathered for it
