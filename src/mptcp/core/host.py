@@ -44,7 +44,7 @@ class HostConfig:
 
 
 class Interface:
-    __slots__ = ("gso_max_bytes", "is_busy", "is_up", "mtu", "name")
+    __slots__ = ("gso_max_bytes", "is_busy", "is_up", "mtu", "name", "room")
 
     def __init__(self, name: str, mtu: int, gso_max_bytes: int) -> None:
         self.name = name
@@ -52,6 +52,7 @@ class Interface:
         self.gso_max_bytes = gso_max_bytes
         self.is_up = True
         self.is_busy = False
+        self.room = NEVER  # octets of data that may be given to it before it is asked again whether it is busy
 
 
 class _Emission:
@@ -111,20 +112,27 @@ class Host(Environment):
         for address in [a for a, i in self._addresses.items() if i == index]:
             self._tell_connections(address, up, now)
 
-    def set_interface_busy(self, index: int, busy: bool) -> None:
+    def set_interface_busy(self, index: int, busy: bool, room: int = NEVER) -> None:
         """Busy: the link has not taken yet what it was given last. Until it is free again subflows on it send nothing:
-        octets wait in the stream, for whichever path is free first, and not in the queue of a slow one."""
+        octets wait in the stream, for whichever path is free first, and not in the queue of a slow one. ``room``:
+        octets of data after which this has to be called again; then ``poll_packets`` has more, perhaps."""
         interface = self.interfaces[index]
-        if interface.is_busy == busy:
-            return
         interface.is_busy = busy
-        if not busy:
+        interface.room = room
+        if self._held and not busy:
             for connection in self._held:
                 self.mark(connection)
             self._held.clear()
 
     def is_busy(self, interface: int) -> bool:
         return self.interfaces[interface].is_busy
+
+    def has_room(self, interface: int) -> bool:
+        facts = self.interfaces[interface]
+        return facts.room > 0 and not facts.is_busy
+
+    def use_room(self, interface: int, length: int) -> None:
+        self.interfaces[interface].room -= length
 
     def hold(self, connection: Connection) -> None:
         self._held[connection] = None

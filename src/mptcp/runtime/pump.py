@@ -38,6 +38,10 @@ RECEIVE_BATCH = 64
 #: the background thread's patience, so that a busy thread keeps it away.
 POLL_AFTER_US = 1000
 
+#: Octets of data a link is given before it is asked whether it could take them: what it could not take waits in order
+#: behind it, and can go nowhere else any more.
+ROUND_BYTES = 256 * 1024
+
 #: A thread that was the only one served this often in a row drives for itself, whoever drives now.
 REGULAR_SERVICES = 2
 
@@ -74,6 +78,8 @@ class Pump:
         self.shifts = 0  # how often a driver has begun or ended: while it grows, the background stays away
         self.driver: Seat | None = None
         self.orphans: list[Connection | Listener] = []  # to be closed: what forgotten sockets have left
+        for port in self.ports:
+            host.set_interface_busy(port.index, False, ROUND_BYTES)
         self._by_fd = {port.fd: port for port in self.ports}
         self._by_index = {port.index: port for port in self.ports}
         self._seats: list[Seat] = []  # all
@@ -332,9 +338,11 @@ class Pump:
             handle_packet(index, data, now, gso_size, checksum_valid)
 
     def _transmit(self, now: int) -> None:
-        packets = self.host.poll_packets(now)
-        if not packets:
-            return
+        # Each round ends with the news whether the links could take it, and only then is there more.
+        while packets := self.host.poll_packets(now):
+            self._transmit_round(packets, now)
+
+    def _transmit_round(self, packets: list[tuple[int, Packet]], now: int) -> None:
         if len(self.ports) == 1:
             self._send(self.ports[0], [packet for _, packet in packets], now)
             return
@@ -359,7 +367,7 @@ class Pump:
         except OSError as error:
             self._fail(port, error, now)
             return
-        self.host.set_interface_busy(port.index, port.queued > 0)
+        self.host.set_interface_busy(port.index, port.queued > 0, ROUND_BYTES)
         if port.dropped != dropped:
             self.counters.bump("link_queue_overflow", port.dropped - dropped)
         if port.wants_write != before:
@@ -372,7 +380,7 @@ class Pump:
         except OSError as error:
             self._fail(port, error, now)
             return
-        self.host.set_interface_busy(port.index, port.queued > 0)
+        self.host.set_interface_busy(port.index, port.queued > 0, ROUND_BYTES)
         self._retry_us = min(port.retry_us for port in self.ports)
         if port.wants_write != before:
             self._watch(port)

@@ -571,6 +571,11 @@ class Connection:
             poll = subflow.tcp.poll_segment
             while (segment := poll(now)) is not None:
                 out.append((subflow, segment))
+                if subflow.tcp is self.plain:
+                    self.environment.use_room(subflow.interface, segment.length)
+                    if not self.environment.has_room(subflow.interface):
+                        self.environment.hold(self)
+                        break
             if subflow.tcp.is_over:
                 over = subflow
         if over is not None:

@@ -41,6 +41,14 @@ class Environment(ABC):
         """The link there takes nothing at the moment."""
 
     @abstractmethod
+    def has_room(self, interface: int) -> bool:
+        """Data may be given to subflows there: the link is not busy, and has not been given a great deal at once."""
+
+    @abstractmethod
+    def use_room(self, interface: int, length: int) -> None:
+        """``length`` octets of data have been given to a subflow there."""
+
+    @abstractmethod
     def hold(self, connection: Connection) -> None:
         """``connection`` is to be marked once a busy interface is free."""
 

@@ -99,11 +99,11 @@ def select(connection: Connection, length: int, now: int, chunk: Chunk | None) -
         if not subflow.pending and not subflow.closing and subflow.tcp.is_established:
             sendable = subflow.tcp.sendable_bytes(now)
             if sendable > 0:
-                if connection.environment.is_busy(subflow.interface):
+                if connection.environment.has_room(subflow.interface):
+                    room = True
+                else:
                     connection.environment.hold(connection)
                     sendable = 0
-                else:
-                    room = True
             subflow.path.sendable_bytes = sendable
             candidates.append(subflow)
     if not room:
@@ -139,6 +139,7 @@ def give(connection: Connection, subflow: Subflow, dsn: int, payloads: Sequence[
     checksum = dss_checksum(dsn, ssn, length, payloads) if connection.checksum else None
     mapping = Mapping(dsn & 0xFFFFFFFFFFFFFFFF, ssn & 0xFFFFFFFF, length, checksum)
     tcp.send_mapped(payloads, length, mapping)
+    connection.environment.use_room(subflow.interface, length)
     return ssn + length
 
 
