@@ -168,9 +168,22 @@ def test_removed_address_that_still_answers_is_kept() -> None:
     second = peer.joins(address="10.0.1.2", address_id=3)
     second.takes()
     peer.acknowledges(RemoveAddr((3,)))
+    for _ in range(20):
+        if second.takes():
+            second.acknowledges()
+        host.advance(host.now + 500_000)
+    assert len(connection.subflows()) == 2
+
+
+def test_what_was_under_way_when_an_address_was_removed_is_no_answer() -> None:
+    # RFC 8684 §3.4.2: "SHOULD first trigger the sending of a TCP keepalive on the path"
+    host, peer, connection = connected.server()
+    second = peer.joins(address="10.0.1.2", address_id=3)
+    second.takes()
+    peer.acknowledges(RemoveAddr((3,)))
     second.acknowledges()
     host.advance(host.now + 10_000_000)
-    assert len(connection.subflows()) == 2
+    assert len(connection.subflows()) == 1
 
 
 def test_removal_of_an_unknown_address_is_ignored() -> None:

@@ -21,6 +21,7 @@ from mptcp.core.tcp.connection import Connection as TcpConnection
 from mptcp.core.units import NEVER
 from mptcp.core.wire.mptcp_options import (
     RST_ADMINISTRATIVELY_PROHIBITED,
+    RST_MPTCP_SPECIFIC,
     MpFastclose,
     MpPrio,
     MptcpOption,
@@ -332,7 +333,7 @@ class Connection:
             return
         subflow.closing = True
         subflow.close_reason = subflow.close_reason or "local"
-        subflow.tcp.shutdown_write(now)
+        subflow.tcp.close(now)  # not shutdown_write: a peer whose FIN never comes does not keep it for ever
         self.touch()
 
     def set_backup(self, subflow_id: int, backup: bool, now: int) -> None:
@@ -425,6 +426,8 @@ class Connection:
     def subflow_active(self, subflow: Subflow, now: int) -> None:
         """The MP_JOIN handshake is complete."""
         self.event(EventKind.SUBFLOW_ESTABLISHED, now, subflow=subflow)
+        self.paths.subflow_active(subflow, now)
+        self.relieve_failing(now)
         self.touch()
 
     def handle_data_ack(self, subflow: Subflow, data_ack: int, window: int, now: int) -> None:
@@ -454,12 +457,19 @@ class Connection:
         subflow.bytes_reinjected += count
         self.touch()
 
+    def relieve_failing(self, now: int) -> None:
+        """A subflow works, for the first time or again: it takes over from those that have timed out without anybody
+        to give their octets to."""
+        for subflow in self.subflows_by_id.values():
+            if subflow.stale or subflow.tcp.sender.consecutive_timeouts:
+                self.handle_subflow_timeout(subflow, now)
+
     def subflow_finished(self, subflow: Subflow, now: int) -> None:
         """The peer's FIN on one subflow: it sends nothing more there, and neither do we."""
         # RFC 8684 §3.3.3: "a standard TCP FIN on an individual subflow only shuts down the subflow on which it was sent"
         subflow.closing = True
         subflow.close_reason = subflow.close_reason or "peer"
-        subflow.tcp.shutdown_write(now)
+        subflow.tcp.close(now)
 
     def subflow_closed(self, subflow: Subflow, error: Exception | None, now: int) -> None:
         """A subflow is over (perhaps in TIME-WAIT): what it had in flight goes elsewhere."""
@@ -475,7 +485,9 @@ class Connection:
             subflow.close_reason = "timeout" if isinstance(error, ConnectionTimedOut) else "closed"
         self.event(EventKind.SUBFLOW_CLOSED, now, subflow=subflow, reason=subflow.close_reason)
         alive = frozenset(s.id for s in self.open_subflows() if s is not subflow)
-        subflow.bytes_reinjected += self.data_sender.reinject_carried_by(subflow.id, alive)
+        # A copy on a subflow that does not answer is not worth much, unless there is no other subflow.
+        working = frozenset(i for i in alive if not self.subflows_by_id[i].stale)
+        subflow.bytes_reinjected += self.data_sender.reinject_carried_by(subflow.id, working or alive)
         if self.state is ConnectionState.CLOSED:
             return
         if self.fast_close and not alive:
@@ -486,7 +498,7 @@ class Connection:
                 self.end(None, now)
                 return
             self.lonely_since_us = now
-            if subflow.is_join and subflow.close_reason == "refused":
+            if subflow.is_join and subflow.pending and subflow.close_reason in ("refused", f"reset-{RST_MPTCP_SPECIFIC}"):
                 # The peer does not know the connection any more: waiting for a path would be in vain.
                 self.end(ConnectionWasReset("the peer no longer knows this connection"), now)
                 return

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 #: Actions of a path manager carried out for one call; more is a fault of the manager and is counted.
 MAX_ACTIONS = 64
 
+#: Keep-alives that a subflow must answer after REMOVE_ADDR to be kept. What arrives after the first may have been under
+#: way when the address vanished.
+REMOVAL_PROBES = 2
+
 
 class _Announcement:
     __slots__ = ("deadline", "option", "tries")
@@ -37,6 +41,24 @@ class _Announcement:
         self.option = option
         self.deadline = deadline
         self.tries = 0
+
+
+class _Removal:
+    """A subflow whose address the peer has removed, while it is found out whether it still works."""
+
+    __slots__ = ("deadline", "heard", "probes", "subflow")
+
+    def __init__(self, subflow: Subflow) -> None:
+        self.subflow = subflow
+        self.probes = 0
+        self.deadline = self.heard = 0
+
+    def probe(self, now: int) -> None:
+        tcp = self.subflow.tcp
+        tcp.send_keepalive(now)
+        self.probes += 1
+        self.heard = tcp.segments_received
+        self.deadline = now + 2 * tcp.sender.rtt.rto_us
 
 
 class PathManagement:
@@ -51,7 +73,7 @@ class PathManagement:
         self._local_ids: dict[bytes, int] | None = None
         self._remote: dict[int, Endpoint] | None = None  # announced by the peer
         self._announced: dict[int, _Announcement] | None = None  # waiting for their echo
-        self._removals: list[tuple[int, Subflow, int]] | None = None  # (deadline, subflow, octets heard by then)
+        self._removals: list[_Removal] | None = None
 
     # --- address identifiers ------------------------------------------------------------------------------------------
     def local_id(self, address: bytes) -> int:
@@ -92,7 +114,7 @@ class PathManagement:
         if self._announced:
             result = min(result, *(announcement.deadline for announcement in self._announced.values()))
         if self._removals:
-            result = min(result, *(when for when, _, _ in self._removals))
+            result = min(result, *(removal.deadline for removal in self._removals))
         return result
 
     def handle_timeout(self, now: int) -> None:
@@ -108,14 +130,19 @@ class PathManagement:
                 continue
             announcement.deadline = now + (self._connection.config.announce_retry_us << announcement.tries)
             self._signal(announcement.option)
-        for entry in list(self._removals or ()):
-            when, subflow, heard = entry
-            if when <= now:
-                self._removals.remove(entry)  # type: ignore[union-attr]
-                if subflow.tcp.segments_received == heard:
-                    # RFC 8684 §3.4.2: "(if no keepalive response was received) ... SHOULD trigger the sending of RSTs"
-                    subflow.close_reason = "address-removed"
-                    self._connection.break_subflow(subflow, None)
+        for removal in list(self._removals or ()):
+            if removal.deadline > now:
+                continue
+            subflow = removal.subflow
+            heard = subflow.tcp.segments_received != removal.heard
+            if heard and removal.probes < REMOVAL_PROBES and not subflow.tcp.is_over:
+                removal.probe(now)
+                continue
+            self._removals.remove(removal)  # type: ignore[union-attr]
+            if not heard:
+                # RFC 8684 §3.4.2: "(if no keepalive response was received) ... SHOULD trigger the sending of RSTs"
+                subflow.close_reason = "address-removed"
+                self._connection.break_subflow(subflow, None)
         if self.manager.deadline() <= now:
             self.run(self.manager.on_timer(self.facts(now)), now)
 
@@ -258,11 +285,13 @@ class PathManagement:
             for subflow in affected:
                 # "The receipt of REMOVE_ADDR SHOULD first trigger the sending of a TCP keepalive on the path, and if a
                 # response is received, the path SHOULD NOT be removed."
-                subflow.tcp.send_keepalive(now)
                 if self._removals is None:
                     self._removals = []
-                wait = 2 * subflow.tcp.sender.rtt.rto_us
-                self._removals.append((now + wait, subflow, subflow.tcp.segments_received))
+                if all(removal.subflow is not subflow for removal in self._removals):
+                    removal = _Removal(subflow)
+                    removal.probe(now)
+                    self._removals.append(removal)
+                    self._connection.touch()
 
     def handle_prio(self, subflow: Subflow, option: MpPrio, now: int) -> None:
         targets = [subflow]
@@ -272,6 +301,9 @@ class PathManagement:
             if target.path.backup != option.backup:
                 target.path.backup = option.backup
                 self._connection.event(EventKind.PRIORITY_CHANGED, now, subflow=target, backup=option.backup)
+
+    def subflow_active(self, subflow: Subflow, now: int) -> None:
+        self.run(self.manager.on_subflow_established(self.facts(now), subflow.tcp.local, subflow.tcp.remote), now)
 
     def subflow_closed(self, subflow: Subflow, now: int) -> None:
         if self._connection.is_fully_established and not self._connection.is_closing:

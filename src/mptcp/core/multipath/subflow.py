@@ -562,6 +562,7 @@ class Subflow(Extension):
         if self.stale:
             self.stale = False
             self.connection.counters.bump("subflow_recovered")
+            self.connection.relieve_failing(now)
 
     def handle_timeout(self, now: int) -> None:
         self.connection.handle_subflow_timeout(self, now)

@@ -73,6 +73,10 @@ class PathManager(ABC):
         """The peer announced ``remote``."""
         return ()
 
+    def on_subflow_established(self, facts: Facts, local: Endpoint, remote: Endpoint) -> Sequence[Action]:
+        """A further subflow works; the first one is in ``facts.paths`` of ``on_established``."""
+        return ()
+
     def on_subflow_closed(self, facts: Facts, local: Endpoint, remote: Endpoint, reason: str) -> Sequence[Action]:
         """A subflow ended, by either side or by failure; ``facts.paths`` no longer has it."""
         return ()

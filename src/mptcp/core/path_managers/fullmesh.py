@@ -10,7 +10,8 @@ from mptcp.info import Endpoint
 
 #: A pair of addresses that fails is tried again after 1, 2, 4, ... seconds, this many times.
 MAX_RETRIES = 6
-
+#: A subflow that has lived so long makes the count begin anew.
+PROVEN_US = 10 * SECOND
 
 #: After these the pair of addresses is left alone: the peer has refused, or somebody closed it on purpose.
 FINAL_REASONS = frozenset({"refused", "local", "peer", "reset-1", "reset-3", "reset-6", "middlebox", "checksum", "protocol"})
@@ -30,7 +31,8 @@ class FullMesh(PathManager):
     def __init__(self, limit: int = 8, backup_addresses: frozenset[bytes] = frozenset()) -> None:
         self.limit = limit
         self.backup_addresses = backup_addresses
-        self._retry: dict[tuple[bytes, Endpoint], tuple[int, int]] = {}  # pair -> (when, how often so far)
+        # pair -> (when to try again, how often so far, when it worked again)
+        self._retry: dict[tuple[bytes, Endpoint], tuple[int, int, int]] = {}
 
     def on_established(self, facts: Facts) -> Sequence[Action]:
         if facts.is_client:
@@ -56,27 +58,35 @@ class FullMesh(PathManager):
             del self._retry[pair]
         return self._missing(facts) if facts.is_client else ()
 
+    def on_subflow_established(self, facts: Facts, local: Endpoint, remote: Endpoint) -> Sequence[Action]:
+        known = self._retry.get((local.address, remote))
+        if known is not None:
+            self._retry[local.address, remote] = (NEVER, known[1], facts.now)
+        return ()
+
     def on_subflow_closed(self, facts: Facts, local: Endpoint, remote: Endpoint, reason: str) -> Sequence[Action]:
         if facts.is_client and len(self._retry) < 64:
-            _, tries = self._retry.get((local.address, remote), (0, 0))
+            _, tries, worked = self._retry.get((local.address, remote), (NEVER, 0, NEVER))
+            if facts.now - worked > PROVEN_US:
+                tries = 0
             if reason in FINAL_REASONS:
                 # RFC 8684 §3.9.3: "if an MP_JOIN fails, it SHOULD NOT attempt to connect to the same IP address and port
                 # during the lifetime of the connection, unless the other host refreshes the information with another
                 # ADD_ADDR option."
                 tries = MAX_RETRIES
             when = facts.now + (SECOND << tries) if tries < MAX_RETRIES else NEVER
-            self._retry[local.address, remote] = (when, tries + 1)
+            self._retry[local.address, remote] = (when, tries + 1, NEVER)
         return ()
 
     def on_timer(self, facts: Facts) -> Sequence[Action]:
-        due = [pair for pair, (when, _) in self._retry.items() if when <= facts.now]
+        due = [pair for pair, (when, _, _) in self._retry.items() if when <= facts.now]
         actions = self._missing(facts, frozenset(due))
         for pair in due:
-            self._retry[pair] = (NEVER, self._retry[pair][1])
+            self._retry[pair] = (NEVER, self._retry[pair][1], NEVER)
         return actions
 
     def deadline(self) -> int:
-        return min((when for when, _ in self._retry.values()), default=NEVER) if self._retry else NEVER
+        return min((when for when, _, _ in self._retry.values()), default=NEVER) if self._retry else NEVER
 
     def _missing(self, facts: Facts, again: frozenset[tuple[bytes, Endpoint]] = frozenset()) -> list[Action]:
         room = self.limit - len(facts.paths)
