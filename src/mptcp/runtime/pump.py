@@ -395,6 +395,7 @@ class Pump:
         port.fail(error)
         for seat in self._seats:
             seat.forget(port.fd)
+        self.host.set_interface_busy(port.index, False, ROUND_BYTES)
         self.host.set_interface_up(port.index, False, now)
 
     def _notify(self) -> None:

@@ -82,6 +82,7 @@ class EchoHost:
         self.items: list[Item] = []
         self.ready: list[Item] = []
         self.down: list[int] = []
+        self.busy: list[bool] = []  # what was said of the interface, without repetition
         self.bug: Exception | None = None
 
     def handle_packet(self, interface: int, data: memoryview, now: int, gso_size: int, valid: bool) -> None:
@@ -108,6 +109,11 @@ class EchoHost:
 
     def set_interface_up(self, index: int, up: bool, now: int) -> None:
         self.down.append(index)
+
+    def set_interface_busy(self, index: int, busy: bool, room: int) -> None:
+        assert room > 0
+        if self.busy[-1:] != [busy]:
+            self.busy.append(busy)
 
 
 class Waiter(Source):
@@ -291,13 +297,14 @@ def test_poll_handles_what_has_come_without_waiting(host: EchoHost, link: Pipe) 
     pump.close()
 
 
-def test_a_full_link_gets_the_rest_later_and_in_order(pump: Pump, link: Pipe) -> None:
+def test_a_full_link_gets_the_rest_later_and_in_order(pump: Pump, host: EchoHost, link: Pipe) -> None:
     link.room = 1
     link.arrive(b"1", b"2", b"3")
     wait_until(lambda: link.sent == [b"1"])
     time.sleep(0.005)
     link.room = 1 << 30
     wait_until(lambda: link.sent == [b"1", b"2", b"3"])
+    wait_until(lambda: host.busy == [False, True, False])  # so that connections send elsewhere meanwhile
 
 
 def test_the_queue_of_a_link_is_bounded() -> None:
