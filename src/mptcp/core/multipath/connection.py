@@ -488,6 +488,9 @@ class Connection:
         # A copy on a subflow that does not answer is not worth much, unless there is no other subflow.
         working = frozenset(i for i in alive if not self.subflows_by_id[i].stale)
         subflow.bytes_reinjected += self.data_sender.reinject_carried_by(subflow.id, working or alive)
+        self.data_sender.drop_carrier(
+            subflow.id, {i: s.tcp.sender.end - s.tcp.iss for i, s in self.subflows_by_id.items() if i in alive}
+        )
         if self.state is ConnectionState.CLOSED:
             return
         if self.fast_close and not alive:

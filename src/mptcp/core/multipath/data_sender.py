@@ -199,6 +199,16 @@ class DataSender:
                 queued += chunk.end - max(chunk.dsn, self.una)
         return queued
 
+    def drop_carrier(self, subflow_id: int, ends: dict[int, int]) -> None:
+        """A subflow is gone. What others (``ends``: the subflow number after all that each was given) carry too is theirs
+        from now on."""
+        for chunk in self._chunks or ():
+            if chunk.carriers[-1] == subflow_id:
+                others = tuple(carrier for carrier in chunk.carriers if carrier in ends)
+                if others:
+                    # where it ended on the earlier one is not known any more, but certainly not after that
+                    chunk.carriers, chunk.ssn_end = others, ends[others[-1]]
+
     def forget(self) -> None:
         """The connection is over (or regular TCP): nothing is kept any more."""
         self._chunks = self._queue = None
