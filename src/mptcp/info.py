@@ -122,5 +122,5 @@ class ConnectionInfo:
     send_window_bytes: int = 0
     send_buffered_bytes: int = 0
     receive_buffered_bytes: int = 0
+    missed_events: int = 0
     subflows: list[SubflowInfo] = field(default_factory=list)
-    counters: dict[str, int] = field(default_factory=dict)

@@ -31,6 +31,9 @@ from mptcp.info import Endpoint
 #: RST and similar answers that wait for the link; more are dropped and counted.
 MAX_REPLIES = 256
 
+#: Packets from this host to itself that wait for their turn.
+MAX_LOCAL_PACKETS = 4096
+
 #: The ephemeral ports (RFC 6335 §6 gives 49152 on; Linux starts at 32768, and so do we).
 FIRST_EPHEMERAL, LAST_EPHEMERAL = 32768, 60999
 
@@ -58,9 +61,10 @@ class Interface:
 class _Emission:
     """What all packets of one subflow have in common."""
 
-    __slots__ = ("destination", "destination_port", "interface", "is_v6", "pseudo", "source", "source_port")
+    __slots__ = ("destination", "destination_port", "interface", "is_local", "is_v6", "pseudo", "source", "source_port")
 
-    def __init__(self, local: Endpoint, remote: Endpoint, interface: int) -> None:
+    def __init__(self, local: Endpoint, remote: Endpoint, interface: int, is_local: bool = False) -> None:
+        self.is_local = is_local  # to an address of this very host: it does not leave
         self.source, self.source_port = local.address, local.port
         self.destination, self.destination_port = remote.address, remote.port
         self.interface = interface
@@ -89,6 +93,7 @@ class Host(Environment):
         self._held: dict[Connection, None] = {}  # would send, were their interfaces not busy
         self._ready: dict[Connection | Listener, None] = {}
         self._replies: list[tuple[int, Packet]] = []
+        self._local: list[tuple[int, memoryview, int]] = []
         self._timers: list[tuple[int, int, Connection]] = []
         self._timer_count = 0
         self._isns = InitialSequenceNumbers(entropy.child("isn"))
@@ -178,7 +183,7 @@ class Host(Environment):
         local, remote = subflow.tcp.local, subflow.tcp.remote
         self._flows[_flow_key(remote, local)] = subflow
         self._port_users[local.port] = self._port_users.get(local.port, 0) + 1
-        subflow.emission = _Emission(local, remote, subflow.interface)
+        subflow.emission = _Emission(local, remote, subflow.interface, remote.address in self._addresses)
 
     def release(self, subflow: Subflow) -> None:
         local, remote = subflow.tcp.local, subflow.tcp.remote
@@ -222,6 +227,9 @@ class Host(Environment):
 
     def mptcp_failed(self, connection: Connection, now: int) -> None:
         self.failures.failed(connection.remote.address, self._addresses.get(connection.local.address, -1), now)
+
+    def mptcp_worked(self, connection: Connection) -> None:
+        self.failures.worked(connection.remote.address, self._addresses.get(connection.local.address, -1))
 
     # --- verbs ----------------------------------------------------------------------------------------------------------
     def connect(
@@ -418,7 +426,9 @@ class Host(Environment):
         else:
             reset = Segment(0, (segment.seq + segment.sequence_length) & MASK32, RST | ACK, 0, options)
         index = self._addresses.get(local.address, -1)
-        if index >= 0:
+        if remote.address in self._addresses:
+            self._deliver_later(index, self._emit(_Emission(local, remote, index), reset, 64, 0))
+        elif index >= 0:
             self._replies.append((index, self._emit(_Emission(local, remote, index), reset, 64, 0)))
 
     # --- time -----------------------------------------------------------------------------------------------------------
@@ -459,7 +469,7 @@ class Host(Environment):
         self.now = now
         out, self._replies = self._replies, []
         emit = self._emit
-        while self._marked:
+        while self._marked or self._local:
             marked, self._marked = self._marked, []
             for connection in marked:
                 connection.marked = False
@@ -467,9 +477,24 @@ class Host(Environment):
                     emission = subflow.emission
                     assert isinstance(emission, _Emission)
                     config = subflow.tcp.config
-                    out.append((emission.interface, emit(emission, segment, config.hop_limit, config.traffic_class)))
+                    packet = emit(emission, segment, config.hop_limit, config.traffic_class)
+                    if emission.is_local:
+                        self._deliver_later(emission.interface, packet)
+                    else:
+                        out.append((emission.interface, packet))
                 self._settle(connection)
+            if self._local:
+                packets, self._local = self._local, []
+                for interface, data, gso_size in packets:
+                    self.handle_packet(interface, data, now, gso_size, True)
         return out
+
+    def _deliver_later(self, interface: int, packet: Packet) -> None:
+        """A packet of this host to itself: it comes in once the round of sending is over."""
+        if len(self._local) >= MAX_LOCAL_PACKETS:
+            self.counters.bump("local_packet_dropped")  # as a full queue would
+            return
+        self._local.append((interface, memoryview(bytes(packet)), packet.gso_size))
 
     def _settle(self, connection: Connection) -> None:
         owner = connection.owner

@@ -7,6 +7,7 @@ from mptcp.core.tcp.config import TcpConfig
 from mptcp.core.wire.mptcp_options import RST_MIDDLEBOX_INTERFERENCE, RST_MPTCP_SPECIFIC, Dss, MpFail, MpTcprst
 from mptcp.core.wire.segment import RST
 from mptcp.testing import builders, connected
+from mptcp.testing.scripted import ScriptedHost
 
 MASK64 = (1 << 64) - 1
 
@@ -271,3 +272,32 @@ def test_nagle_waits_for_the_data_level_and_no_delay_does_not() -> None:
     assert b"".join(s.payload for s in peer.takes()) == b""
     connection.set_tcp_option("no_delay", True)
     assert b"".join(s.payload for s in peer.takes()) == b"c"
+
+
+def test_a_host_talks_to_itself() -> None:
+    host = ScriptedHost()
+    listener = host.listen(80)
+    client = host.connect(host.local.host, 80)
+    server = listener.accept()
+    assert server is not None
+    client.write(b"request", host.now)
+    host.poll()
+    assert server.read(100) == b"request"
+    server.write(bytes(100_000), host.now)
+    host.poll()
+    received = b""
+    while piece := client.read(1 << 20):
+        received += piece
+        host.poll()
+    assert len(received) == 100_000
+    assert host.sends() == []  # nothing of it leaves the host
+    nobody = host.connect(host.local.host, 81)
+    assert isinstance(nobody.error, ConnectionRefusedError)
+
+
+def test_a_view_of_memory_that_may_change_is_copied() -> None:
+    host, peer, connection = connected.server()
+    memory = bytearray(b"as it was")
+    connection.write(memoryview(memory).toreadonly(), host.now)
+    memory[:] = b"different"
+    assert b"".join(s.payload for s in peer.takes()) == b"as it was"

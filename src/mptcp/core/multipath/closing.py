@@ -16,25 +16,57 @@ if TYPE_CHECKING:
     from mptcp.core.multipath.subflow import Subflow
 
 #: How long the head of the line may be acknowledged by its subflow but not at the data level, at the least.
-DATA_TIMEOUT_MIN_US = 300 * MILLISECOND
+DATA_TIMEOUT_MIN_US = 100 * MILLISECOND
 
-#: A DATA_FIN that is never acknowledged is given up after this many repetitions.
-DATA_FIN_RETRIES = 8
+#: A DATA_FIN that is never acknowledged is given up after as many repetitions as data is; or, once the application has
+#: closed the connection, after these.
+DATA_FIN_ORPHAN_RETRIES = 8
 
 
 def data_deadline(connection: Connection) -> int:
     sender = connection.data_sender
     if sender.una == sender.nxt and not (sender.fin_sent and not sender.fin_acked) and not connection.fast_close:
+        if sender.stream.length:
+            return _window_probe_deadline(connection)
         if connection.user_closed and sender.fin_acked:
             return connection.last_progress_us + connection.config.tcp.fin_wait_2_us
         return NEVER
+    longest = longest_srtt = 0
+    for subflow in connection.subflows_by_id.values():
+        if not subflow.stale:
+            rtt = subflow.tcp.sender.rtt
+            longest = max(longest, rtt.rto_us)
+            longest_srtt = max(longest_srtt, rtt.srtt_us)
+    if connection.fast_close:
+        return connection.last_progress_us + (max(longest, MILLISECOND) << min(sender.retries, 10))
+    if sender.una == sender.nxt:
+        return _data_fin_deadline(connection)
+    return connection.last_progress_us + (max(2 * longest_srtt, DATA_TIMEOUT_MIN_US) << min(sender.retries, 8))
+
+
+def _data_fin_deadline(connection: Connection) -> int:
+    longest = max((s.tcp.sender.rtt.rto_us for s in connection.subflows_by_id.values() if s.is_usable), default=0)
+    if not longest:
+        return NEVER  # it cannot be sent; how long that may last is a question of its own (``lonely_since_us``)
+    wait = min(longest << min(connection.data_sender.retries, 10), connection.config.tcp.rto_max_us)
+    return connection.last_progress_us + wait
+
+
+def _window_probe_deadline(connection: Connection) -> int:
+    """Data waits, everything before it is acknowledged. If it is the shared window that is closed, and TCP's own of a
+    subflow is not (its edge is older, and never moves back), then no persist timer of TCP asks for it."""
+    sender = connection.data_sender
+    if sender.window_edge > sender.nxt:
+        return NEVER
     longest = 0
     for subflow in connection.subflows_by_id.values():
-        if not subflow.stale and subflow.tcp.sender.rtt.rto_us > longest:
-            longest = subflow.tcp.sender.rtt.rto_us
-    if sender.una == sender.nxt or connection.fast_close:
-        return connection.last_progress_us + (max(longest, 1000) << min(sender.retries, 10))
-    return connection.last_progress_us + (max(2 * longest, DATA_TIMEOUT_MIN_US) << min(sender.retries, 6))
+        if subflow.is_usable:
+            if subflow.tcp.sender.window_edge <= subflow.tcp.sender.nxt:
+                return NEVER
+            longest = max(longest, subflow.tcp.sender.rtt.rto_us)
+    if not longest:
+        return NEVER
+    return connection.last_progress_us + min(longest << min(sender.retries, 10), connection.config.tcp.rto_max_us)
 
 
 def handle_data_timeout(connection: Connection, now: int) -> None:
@@ -44,6 +76,15 @@ def handle_data_timeout(connection: Connection, now: int) -> None:
         _handle_fastclose_timeout(connection, now)
         return
     if sender.una == sender.nxt:
+        if sender.stream.length:
+            sender.retries += 1
+            connection.last_progress_us = now
+            subflow = connection.signalling_subflow()
+            if subflow is not None:
+                # RFC 9293 §3.8.6.1: "The sending TCP peer must regularly transmit ... in order to "probe" the window."
+                connection.counters.bump("data_window_probe")
+                subflow.tcp.send_keepalive(now)
+            return
         if sender.fin_acked:
             # The peer does not close its side, and nobody is left here to read what it sends.
             connection.reset_all(now, MpFastclose(connection.remote_key))
@@ -51,7 +92,8 @@ def handle_data_timeout(connection: Connection, now: int) -> None:
             return
         sender.retries += 1
         connection.last_progress_us = now
-        if sender.retries > DATA_FIN_RETRIES:
+        limit = connection.config.tcp.data_retries
+        if sender.retries > (min(limit, DATA_FIN_ORPHAN_RETRIES) if connection.user_closed else limit):
             connection.reset_all(now, MpFastclose(connection.remote_key))
             connection.end(ConnectionTimedOut("the DATA_FIN was never acknowledged"), now)
             return
@@ -61,11 +103,36 @@ def handle_data_timeout(connection: Connection, now: int) -> None:
     connection.last_progress_us = now
     # RFC 8684 §3.3.6: "A timer is set when the head of the connection level is ACKed at the subflow level but is not
     # DATA_ACKed at the data level. This timer will guard against retransmission failures by middleboxes that
-    # proactively ACK data." What TCP still works on is left to it.
-    acked = {s.id: s.tcp.sender.una - s.tcp.iss for s in connection.subflows_by_id.values()}
-    head = sender.head()
-    if head is not None and acked.get(head.carriers[-1], 1 << 62) >= head.ssn_end:
-        connection.counters.bump("data_timeout_reinjection", sender.reinject_lost(acked))
+    # proactively ACK data." The DATA_ACK may only be late, or lost: the peer is asked for it before anything is sent
+    # again.
+    carrier = delivered_by(connection)
+    if carrier is not None:
+        connection.counters.bump("data_timeout")
+        connection.asked_us = now
+        carrier.tcp.send_keepalive(now)
+
+
+def delivered_by(connection: Connection) -> Subflow | None:
+    """The subflow whose TCP has delivered the head of the line, though the data level has not acknowledged it."""
+    head = connection.data_sender.head()
+    if head is None:
+        return None
+    carrier = connection.subflows_by_id.get(head.carriers[-1])
+    if carrier is None or carrier.tcp.sender.una - carrier.tcp.iss < head.ssn_end:
+        return None  # TCP is still at it
+    return carrier
+
+
+def handle_answer(connection: Connection, subflow: Subflow, now: int) -> None:
+    """A DATA_ACK has come after the peer was asked: what it still lacks was lost above TCP, and is sent again."""
+    carrier = delivered_by(connection)
+    if carrier is None:
+        connection.asked_us = NEVER
+    elif subflow is carrier and (now - connection.asked_us >= subflow.tcp.sender.rtt.srtt_us >> 1):
+        connection.asked_us = NEVER
+        acked = {s.id: s.tcp.sender.una - s.tcp.iss for s in connection.subflows_by_id.values()}
+        connection.counters.bump("data_timeout_reinjection", connection.data_sender.reinject_lost(acked))
+        connection.data_sender.retries = 0  # the peer is there
 
 
 def _handle_fastclose_timeout(connection: Connection, now: int) -> None:

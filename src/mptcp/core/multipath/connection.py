@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mptcp.core.counters import Counters
 from mptcp.core.multipath import closing, inspection, joining, keys, transmission
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.connection_state import ConnectionState
@@ -41,7 +42,7 @@ class Connection:
     """
 
     __slots__ = (
-        "_events", "fast_close", "armed_us", "_flush", "last_progress_us", "lonely_since_us", "_next_id", "plain", "_released",
+        "_events", "fast_close", "armed_us", "asked_us", "last_progress_us", "lonely_since_us", "_next_id", "plain",
         "_shut_read", "user_closed", "_window_check", "checksum", "config", "data_receiver", "data_sender",
         "environment", "error", "fallback", "initial_id", "is_client", "is_fully_established", "local", "local_key",
         "marked", "opened_us", "owner", "paths", "remote", "remote_denies_join", "remote_idsn", "remote_key",
@@ -60,6 +61,7 @@ class Connection:
         self.error: Exception | None = None
         self.owner: object = None  # for the layer above
         self.marked = False  # the host has it on its list
+        self.asked_us = NEVER  # since when the answer to a probe for the DATA_ACK is awaited
         self.armed_us = NEVER  # when the host will look at its deadline next
         self.opened_us = 0
         self.version = config.version
@@ -85,9 +87,7 @@ class Connection:
         self.user_closed = False
         self._shut_read = False
         self._window_check = False
-        self._released = False
         self.fast_close = 0  # MP_FASTCLOSE (option A) repetitions so far, while waiting for its RST
-        self._flush = False
 
     # --- how connections begin ------------------------------------------------------------------------------------------
     def take_key(self) -> None:
@@ -136,7 +136,7 @@ class Connection:
 
     # --- getters ---------------------------------------------------------------------------------------------------------
     @property
-    def counters(self):  # type: ignore[no-untyped-def]
+    def counters(self) -> Counters:
         return self.environment.counters
 
     @property
@@ -227,8 +227,8 @@ class Connection:
         view = data if isinstance(data, bytes) else memoryview(data).cast("B")
         if len(view) > room:
             view = memoryview(view)[:room]
-        if isinstance(view, memoryview) and not view.readonly:
-            view = bytes(view)
+        if isinstance(view, memoryview) and not isinstance(view.obj, bytes):
+            view = bytes(view)  # what it looks at may change
         if self.plain is not None:
             self.touch()
             return self.plain.sender.write(view)
@@ -377,7 +377,6 @@ class Connection:
         tuner.maximum = max(tuner.size, config.receive_buffer_max_bytes)
         for subflow in self.subflows_by_id.values():
             subflow.tcp.set_config(config)
-        self._flush = True
         self.touch()
 
     def set_tcp_option(self, name: str, value: object) -> None:
@@ -421,6 +420,8 @@ class Connection:
         """A DSS has come over the first subflow: options pass, and further subflows may be opened."""
         if not self.is_fully_established and self.plain is None:
             self.is_fully_established = True
+            if self.is_client:
+                self.environment.mptcp_worked(self)
             self.paths.fully_established(now)
 
     def subflow_active(self, subflow: Subflow, now: int) -> None:
@@ -438,6 +439,8 @@ class Connection:
             return
         if acked:
             self.last_progress_us = now
+        if self.asked_us != NEVER:
+            closing.handle_answer(self, subflow, now)
         sender.handle_window(data_ack + window)
 
     def handle_data_fin(self, fin_dsn: int, now: int) -> bool:
@@ -599,8 +602,6 @@ class Connection:
                     self.drop(subflow)
         if self.plain is not None:
             self._follow_plain(now)
-        elif not self.subflows_by_id and self.state is ConnectionState.CLOSED:
-            self._release()
         return out
 
     def _tune(self, now: int) -> None:
@@ -637,8 +638,6 @@ class Connection:
             self.event(EventKind.ESTABLISHED, now)
         if tcp.is_over and self.state is not ConnectionState.CLOSED:
             self.end(tcp.error, now)
-        if not self.subflows_by_id and self.state is ConnectionState.CLOSED:
-            self._release()
 
     def drop(self, subflow: Subflow) -> None:
         """TCP has nothing more to do: its addresses and ports are free."""
@@ -647,9 +646,6 @@ class Connection:
         subflow.mappings.clear()
         if not self.subflows_by_id and self.lonely_since_us == NEVER and self.state is not ConnectionState.CLOSED:
             self.lonely_since_us = self.environment.now
-
-    def _release(self) -> None:
-        self._released = True
 
     # --- what users see ---------------------------------------------------------------------------------------------------------
     def poll_event(self) -> Event | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 from mptcp.core.tcp.send_buffer import SendBuffer
 from mptcp.core.units import NEVER
@@ -17,13 +18,14 @@ MAX_MAPPING = 65_535
 class Chunk:
     """Octets ``dsn <= n < end`` of the stream, kept until they are acknowledged at the data level."""
 
-    __slots__ = ("carriers", "dsn", "end", "payloads", "ssn_end")
+    __slots__ = ("carriers", "dsn", "end", "payloads", "sent_us", "ssn_end")
 
     def __init__(self, dsn: int, payloads: Sequence[Payload], length: int, carrier: int) -> None:
         self.dsn = dsn
         self.end = dsn + length
         self.payloads = payloads
         self.carriers: tuple[int, ...] = (carrier,)  # ids of the subflows it was given to
+        self.sent_us = 0  # when it was given to a subflow for the first time
         self.ssn_end = 0  # where it ends on the last of these
 
 
@@ -146,7 +148,7 @@ class DataSender:
                 start + length, cut(chunk.payloads, start + length - chunk.dsn, chunk.end - start - length),
                 chunk.end - start - length, 0,
             )  # fmt: skip
-            rest.carriers, rest.ssn_end = chunk.carriers, chunk.ssn_end
+            rest.carriers, rest.ssn_end, rest.sent_us = chunk.carriers, chunk.ssn_end, chunk.sent_us
             chunk.payloads = cut(chunk.payloads, 0, start + length - chunk.dsn)
             chunk.end = start + length
             self._chunks.insert(self._chunks.index(chunk) + 1, rest)
@@ -158,14 +160,17 @@ class DataSender:
         return start, views
 
     # --- reinjection ------------------------------------------------------------------------------------------------
-    def reinject_head(self) -> bool:
-        """Queues the head of the line (it blocks the window, or was lost above TCP). False if it already waits."""
-        head = self.head()
-        if head is None or (self._queue and any(c.dsn <= head.dsn < c.end for c in self._queue)):
-            return False
+    def first_chunks(self, limit: int) -> list[Chunk]:
+        """Up to ``limit`` chunks from the head of the line."""
+        return list(islice(self._chunks, limit)) if self._chunks else []
+
+    def reinject(self, chunk: Chunk) -> bool:
+        """Queues one chunk before all others. False if it already waits."""
         if self._queue is None:
             self._queue = deque()
-        self._queue.appendleft(head)
+        elif chunk in self._queue:
+            return False
+        self._queue.appendleft(chunk)
         return True
 
     def reinject_lost(self, acked_ssn: dict[int, int]) -> int:

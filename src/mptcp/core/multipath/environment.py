@@ -87,3 +87,7 @@ class Environment(ABC):
     @abstractmethod
     def mptcp_failed(self, connection: Connection, now: int) -> None:
         """SYNs with MP_CAPABLE were not answered, one without was."""
+
+    @abstractmethod
+    def mptcp_worked(self, connection: Connection) -> None:
+        """Options pass in both directions."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mptcp.core.congestion.base import INFINITE_SSTHRESH
 from mptcp.core.multipath.subflow import Subflow
+from mptcp.core.units import NEVER
 from mptcp.info import ConnectionInfo, SubflowInfo
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def connection_info(connection: Connection) -> ConnectionInfo:
         send_window_bytes=max(0, sender.window_room),
         send_buffered_bytes=connection.buffered_bytes,
         receive_buffered_bytes=connection.readable_bytes,
+        missed_events=connection.missed_events,
         subflows=infos,
     )
 
@@ -50,6 +52,7 @@ def subflow_info(subflow: Subflow) -> SubflowInfo:
         backup=subflow.path.backup,
         srtt_us=sender.rtt.srtt_us,
         rttvar_us=sender.rtt.rttvar_us,
+        rtt_min_us=0 if sender.rtt.min_us == NEVER else sender.rtt.min_us,
         rto_us=sender.rtt.rto_us,
         mss_bytes=sender.mss,
         cwnd_bytes=sender.congestion.cwnd_bytes,

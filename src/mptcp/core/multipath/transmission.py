@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: How much of the shared window is filled while there are several subflows. Enough for the receiver to see, from what
 #: it reads in a round trip, that a larger window would be used.
 USABLE_WINDOW_PERCENT = 60
+
+#: Chunks that an idle subflow takes over from a slower one in one round.
+MAX_HELP_CHUNKS = 16
 LEAST_USED_WINDOW = 1460
 
 
@@ -32,7 +35,6 @@ def push(connection: Connection, now: int) -> None:
     while stream.length:
         room = window_room(connection)
         if room <= 0:
-            relieve_window(connection, now)
             break
         subflow = select(connection, stream.length, now, None)
         if subflow is None:
@@ -43,21 +45,25 @@ def push(connection: Connection, now: int) -> None:
         if length < stream.length and length > mss:
             length -= length % mss
         if length < mss:
-            # RFC 9293 §3.7.4 (Nagle), at the level where the stream is: a small piece waits while data is in flight on
-            # any subflow. (Not "while the data level has not acknowledged": where a middlebox removes DATA_ACKs, it is
-            # further data that shows it.)
+            # RFC 9293 §3.7.4 (Nagle), at the level where the stream is: a small piece waits while data is in flight, as
+            # both levels see it. (A DATA_ACK may come over another subflow before TCP's own acknowledgement; and where
+            # a middlebox removes DATA_ACKs, it is further data that shows it.)
             if length == stream.length:
-                if sender.fin_dsn < 0 and (tcp_config.cork or (not tcp_config.no_delay and in_flight(connection))):
+                if sender.fin_dsn < 0 and (
+                    tcp_config.cork
+                    or (not tcp_config.no_delay and sender.una < sender.nxt and in_flight(connection))
+                ):
                     break
             # RFC 9293 §3.8.6.2.1: nor is a small window filled while more room must be on its way
             elif sender.una < sender.nxt:
-                if length == room:
-                    relieve_window(connection, now)
                 break
         if sender.una == sender.nxt:
             connection.last_progress_us = now
         chunk = sender.assign(length, subflow.id)
+        chunk.sent_us = now
         chunk.ssn_end = give(connection, subflow, chunk.dsn, chunk.payloads, length)
+    if len(connection.subflows_by_id) > 1 and (not stream.length or window_room(connection) < LEAST_USED_WINDOW):
+        help_out(connection, now)
     if sender.fin_dsn >= 0 and not sender.fin_sent and not stream.length and send_data_fin(connection):
         connection.last_progress_us = now
     if sender.fin_acked and connection.data_receiver.fin_received and connection.state is not ConnectionState.CLOSED:
@@ -143,25 +149,31 @@ def give(connection: Connection, subflow: Subflow, dsn: int, payloads: Sequence[
     return ssn + length
 
 
-def relieve_window(connection: Connection, now: int) -> None:
-    """The shared window is full. If the subflow that holds its head is slow and another has room, that one sends
-    the head again, so that the window moves on."""
-    head = connection.data_sender.head()
-    if head is None or len(head.carriers) != 1 or len(connection.subflows_by_id) < 2:
+def help_out(connection: Connection, now: int) -> None:
+    """No new data can be given out: the shared window is full, or there is none. Then a subflow that is idle sends again
+    what a slower one holds up at the head of the line, so that the window moves on, or the stream ends, at the pace of
+    the faster one."""
+    sender = connection.data_sender
+    subflows = connection.subflows_by_id
+    if len(subflows) < 2 or sender.una == sender.nxt:
         return
-    carrier = connection.subflows_by_id.get(head.carriers[0])
-    for subflow in connection.subflows_by_id.values():
-        if (
-            subflow is not carrier
-            and subflow.is_usable
-            and not subflow.stale
-            and not subflow.path.backup
-            and (carrier is None or subflow.tcp.sender.rtt.srtt_us < carrier.tcp.sender.rtt.srtt_us)
-            and subflow.tcp.sendable_bytes(now) > 0
-            and connection.data_sender.reinject_head()
-        ):
-            connection.counters.bump("window_reinjection")
-            push_reinjection(connection, now)
+    idle = [
+        s for s in subflows.values()
+        if s.is_usable and not s.stale and not s.path.backup and s.tcp.sender.una == s.tcp.sender.end
+    ]  # fmt: skip
+    if not idle:
+        return
+    helper = min(idle, key=lambda s: s.tcp.sender.rtt.srtt_us)
+    srtt_us = helper.tcp.sender.rtt.srtt_us
+    for chunk in sender.first_chunks(MAX_HELP_CHUNKS):
+        carriers = [subflows[c] for c in chunk.carriers if c in subflows and not subflows[c].tcp.is_over]
+        if len(carriers) > 1 or (carriers and (carriers[0] is helper or carriers[0].tcp.sender.rtt.srtt_us <= srtt_us)):
+            return
+        # Sent so lately that the slower subflow may bring it as soon as the faster one could: leave it.
+        if now - chunk.sent_us < srtt_us or helper.tcp.sendable_bytes(now) <= 0 or not sender.reinject(chunk):
+            return
+        connection.counters.bump("helping_reinjection")
+        if not push_reinjection(connection, now):
             return
 
 
