@@ -356,6 +356,9 @@ class Host(Environment):
 
     def _handle_new(self, flow: bytes, source: bytes, destination: bytes, segment: Segment, now: int) -> None:
         """A segment for no subflow there is."""
+        if self.route(destination) is None:
+            self.counters.bump("interface_down")  # a packet for an address of ours that cannot be used now
+            return
         ports = flow[-4:]
         remote = Endpoint(source, ports[0] << 8 | ports[1])
         local = Endpoint(destination, ports[2] << 8 | ports[3])
