@@ -84,27 +84,60 @@ def test_our_interface_is_said_to_be_down(make_encounter: Make, role: str) -> No
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("marked_by", ["us", "kernel"])
-@pytest.mark.parametrize("role", ROLES)
-def test_backup_path(make_encounter: Make, role: str, marked_by: str, direction: str) -> None:  # RFC 8684 §3.3.8
-    """The second path stays unused until the first one fails."""
-    size = 10 * MIB
+def test_backup_path(make_encounter: Make, direction: str) -> None:  # RFC 8684 §3.3.8
+    """The second path, opened as backup, stays unused until the first one fails, and then carries the rest."""
+    size = 8 * MIB
     ours, theirs = size * (direction == "send"), size * (direction == "receive")
     encounter = make_encounter(2)
     encounter.lab.set_rate(1, 100)
-    config = DEFAULT_CONFIG
-    if marked_by == "us":
-        backup = frozenset({Endpoint.parse(encounter.our_address(2)).address})
-        config = config.changed(path_manager=lambda: FullMesh(8, backup))
-    sock, peer = encounter.open(role, kernel={"echo": True, "receive_bytes": 100, "half_close": False}, config=config)
-    del sock, peer, ours, theirs
+    backup = frozenset({Endpoint.parse(encounter.our_address(2)).address})
+    config = DEFAULT_CONFIG.changed(path_manager=lambda: FullMesh(8, backup))
+    exchange, peer = encounter.meet(
+        "connect", ours={"send_bytes": ours, "subflows": 2}, kernel={"send_bytes": theirs, "seed": 2}, config=config
+    )
+    exchange.wait_moved(4 * MIB)
+    first, second = sorted(exchange.sock.subflows(), key=lambda s: s.id)
+    assert (first.backup, second.backup) == (False, True)
+    assert second.bytes_sent + second.bytes_received == 0
+    encounter.lab.blackhole(1)
+    exchange.join()
+    assert exchange.got(theirs, 2)
+    result = peer.result(10)
+    assert (result["received"], result["sha256"]) == (ours, pattern_sha256(ours))
+    assert encounter.kernel_counters()["MPJoinSynBackupRx"] == 1
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_all_paths_lost_for_a_while(make_encounter: Make, role: str) -> None:
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_backup_path_of_the_kernel(make_encounter: Make, direction: str) -> None:
+    """The kernel opens a second subflow to us and asks us to keep it as backup."""
+    size = 8 * MIB
+    ours, theirs = size * (direction == "send"), size * (direction == "receive")
+    encounter = make_encounter(1)
+    encounter.lab.server.ip("addr add 10.77.1.3/24 dev s1")
+    encounter.lab.server.mptcp_endpoint("10.77.1.3", "subflow", "backup", id=5, dev="s1")
+    exchange, peer = encounter.meet(
+        "accept", ours={"send_bytes": ours, "subflows": 2}, kernel={"send_bytes": theirs, "seed": 2}
+    )
+    exchange.wait_moved(2 * MIB)
+    second = next(s for s in exchange.sock.subflows() if not s.initial)
+    assert second.backup
+    assert (second.remote.host, second.remote_address_id) == ("10.77.1.3", 5)
+    assert second.bytes_sent + second.bytes_received == 0
+    exchange.join()
+    assert exchange.got(theirs, 2)
+    result = peer.result(10)
+    assert (result["received"], result["sha256"]) == (ours, pattern_sha256(ours))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_all_paths_lost_for_a_while(make_encounter: Make, direction: str) -> None:
     """Break before make: no subflow is left, then a path returns, and the transfer ends as if nothing had been."""
+    size = 10 * MIB
+    ours, theirs = size * (direction == "send"), size * (direction == "receive")
     encounter = shaped(make_encounter)
-    exchange, peer = encounter.meet(role, ours={"send_bytes": 10 * MIB, "subflows": 2})
+    exchange, peer = encounter.meet(
+        "connect", ours={"send_bytes": ours, "subflows": 2}, kernel={"send_bytes": theirs, "seed": 2}
+    )
     exchange.wait_moved(4 * MIB)
     for path in (1, 2):
         encounter.stack.set_link_up(encounter.link_names[path], False)
@@ -112,8 +145,26 @@ def test_all_paths_lost_for_a_while(make_encounter: Make, role: str) -> None:
     assert exchange.sock.info().state == "established"
     encounter.stack.set_link_up(encounter.link_names[2], True)
     exchange.join()
+    assert exchange.got(theirs, 2)
     result = peer.result(10)
-    assert (result["received"], result["sha256"]) == (10 * MIB, pattern_sha256(10 * MIB))
+    assert (result["received"], result["sha256"]) == (ours, pattern_sha256(ours))
+    assert result["is_mptcp"]
+
+
+def test_server_without_paths_waits_for_the_client(make_encounter: Make) -> None:
+    """The same with the kernel as client: a new endpoint makes it open a subflow, which finds the connection here."""
+    encounter = make_encounter(1)
+    encounter.lab.set_rate(1, 100)
+    exchange, peer = encounter.meet("accept", ours={"send_bytes": 6 * MIB})
+    exchange.wait_moved(2 * MIB)
+    for subflow in exchange.sock.subflows():
+        exchange.sock.close_subflow(subflow.id, reset=True)
+    wait_until(lambda: not exchange.sock.subflows(), 2, "no subflow is left")
+    encounter.lab.server.ip("addr add 10.77.1.3/24 dev s1")
+    encounter.lab.server.mptcp_endpoint("10.77.1.3", "subflow", id=5, dev="s1")
+    exchange.join()
+    result = peer.result(10)
+    assert (result["received"], result["sha256"]) == (6 * MIB, pattern_sha256(6 * MIB))
 
 
 def test_path_that_comes_back_is_used_again(make_encounter: Make) -> None:
@@ -122,7 +173,9 @@ def test_path_that_comes_back_is_used_again(make_encounter: Make) -> None:
     exchange.wait_moved(4 * MIB)
     encounter.lab.blackhole(2)
     wait_until(
-        lambda: any(s.state is SubflowState.STALE for s in exchange.sock.subflows()), 3, "the cut path is known as stale"
+        lambda: any(s.state is SubflowState.STALE for s in exchange.sock.subflows()),
+        3,
+        "the cut path is known as stale",
     )
     encounter.lab.heal(2)
     wait_until(

@@ -74,6 +74,7 @@ class Encounter:
                 self._writer = PcapWriter(Path(directory) / f"{safe}.pcapng")
                 links = [PcapLink(link, self._writer) for link in links]
             by_name = {link.name: addresses[path] for link, path in zip(links, self.paths, strict=True)}
+            self._links = dict(zip(self.paths, links, strict=True))
             self.link_names = {path: link.name for link, path in zip(links, self.paths, strict=True)}
             self.stack = UserStack(links, by_name, config=config)
         except BaseException:
@@ -90,6 +91,11 @@ class Encounter:
         gateways = [self.kernel_address(path, 6 if ":" in address else 4) for address in addresses]
         with self.lab.client.entered():
             return PacketLink(f"c{path}", addresses, gateways=gateways, offload=offload)
+
+    def link(self, path: int) -> Link:
+        """The link itself, also where it is wrapped for a capture."""
+        link = self._links[path]
+        return link.link if isinstance(link, PcapLink) else link
 
     # addresses
 
@@ -121,7 +127,9 @@ class Encounter:
         self._sockets.append(sock)
         return sock
 
-    def connect(self, port: int, *, path: int = 1, config: ConnectionConfig | None = None, timeout_s: float = 10) -> Socket:
+    def connect(
+        self, port: int, *, path: int = 1, config: ConnectionConfig | None = None, timeout_s: float = 10
+    ) -> Socket:
         """A socket connected from and to the addresses of one path."""
         sock = self.socket(config)
         sock.settimeout(timeout_s)
