@@ -313,7 +313,8 @@ class Subflow(Extension):
     def _handle_missing_options(self, segment: Segment, now: int) -> Verdict:
         """A segment without any MPTCP option: harmless once, the mark of a middlebox when it shows a pattern."""
         connection = self.connection
-        if segment.flags & (RST | FIN):
+        if segment.flags & (RST | FIN) or self.closing:
+            # The acknowledgement of a FIN is not one of data, and a subflow that ends is nothing to fall back to.
             return Verdict.ACCEPT
         acknowledges_data = unwrap32(segment.ack, self.tcp.sender.una) > self.tcp.sender.una
         if acknowledges_data and not self.dss_seen:
