@@ -128,7 +128,11 @@ def handle_answer(connection: Connection, subflow: Subflow, now: int) -> None:
     carrier = delivered_by(connection)
     if carrier is None:
         connection.asked_us = NEVER
-    elif subflow is carrier and (now - connection.asked_us >= subflow.tcp.sender.rtt.srtt_us >> 1):
+    elif subflow is carrier and (
+        # What was on its way already is no answer. The path may have become shorter than its RTT was, so that the
+        # measure shrinks with every question.
+        now - connection.asked_us >= subflow.tcp.sender.rtt.srtt_us >> max(1, connection.data_sender.retries)
+    ):
         connection.asked_us = NEVER
         acked = {s.id: s.tcp.sender.una - s.tcp.iss for s in connection.subflows_by_id.values()}
         connection.counters.bump("data_timeout_reinjection", connection.data_sender.reinject_lost(acked))
