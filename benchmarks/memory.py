@@ -1,6 +1,6 @@
 """What an idle connection costs: 10,000 MPTCP connections, both ends in one process, each after a request and an answer.
 
-    python -m benchmarks.memory [CONNECTIONS]
+python -m benchmarks.memory [CONNECTIONS]
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def transfer(sock: socket.socket | mptcp.Socket, seconds: float, sends: bool) ->
     return total * 8 / elapsed / 1e9
 
 
-def kernel_to_kernel(seconds: float, *, multipath: bool, port: int) -> float:
+def kernel_to_kernel(other: OtherNamespace, seconds: float, *, multipath: bool, port: int) -> float:
     """Gbit/s from one kernel socket to another over veth, the receiver a Python loop as ours."""
     protocol = IPPROTO_MPTCP if multipath else 0
     script = (
@@ -113,7 +113,7 @@ def kernel_to_kernel(seconds: float, *, multipath: bool, port: int) -> float:
         "while True: c.sendall(b)\n"
     )
     peer = subprocess.Popen(
-        ["nsenter", f"--net=/proc/{_other_namespace()}/ns/net", sys.executable, "-c", script, str(port)],
+        [*other.command(), sys.executable, "-c", script, str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -128,26 +128,32 @@ def kernel_to_kernel(seconds: float, *, multipath: bool, port: int) -> float:
         peer.wait()
 
 
-_other = 0
+class OtherNamespace:
+    """A second network namespace, joined to this one by veth: 10.79.0.1 here, 10.79.0.2 there; made when first asked for."""
 
+    def __init__(self) -> None:
+        self.pid = 0
 
-def _other_namespace() -> int:
-    """The pid of a process in a second network namespace, joined to this one by veth; made at the first call."""
-    global _other
-    if not _other:
-        holder = subprocess.Popen(["unshare", "-n", "sleep", "1000000"])
-        time.sleep(0.3)
-        _other = holder.pid
-        for command in (
-            f"ip link add bv0 type veth peer name bv1 netns {_other}",
-            "ip addr add 10.79.0.1/24 dev bv0",
-            "ip link set bv0 up",
-            f"nsenter --net=/proc/{_other}/ns/net ip addr add 10.79.0.2/24 dev bv1",
-            f"nsenter --net=/proc/{_other}/ns/net ip link set bv1 up",
-        ):
-            subprocess.run(command.split(), check=True)
-        time.sleep(0.5)
-    return _other
+    def command(self) -> list[str]:
+        """What to put before a command to run it there."""
+        if not self.pid:
+            self.pid = subprocess.Popen(["unshare", "-n", "sleep", "1000000"]).pid
+            time.sleep(0.3)
+            there = f"nsenter --net=/proc/{self.pid}/ns/net"
+            for command in (
+                f"ip link add bv0 type veth peer name bv1 netns {self.pid}",
+                "ip addr add 10.79.0.1/24 dev bv0",
+                "ip link set bv0 up",
+                f"{there} ip addr add 10.79.0.2/24 dev bv1",
+                f"{there} ip link set bv1 up",
+            ):
+                subprocess.run(command.split(), check=True)
+            time.sleep(0.5)
+        return ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
+
+    def close(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def main() -> int:
@@ -162,11 +168,12 @@ def main() -> int:
     become_namespace_root()
     seconds, rounds = arguments.seconds, arguments.rounds
     ports = iter(range(PORT, PORT + 1000))
+    other = OtherNamespace()
     measure = {
         "bare loop, 1,460": lambda: bare(1460, seconds),
         "bare loop, 65,000": lambda: bare(65_000, seconds),
-        "kernel to kernel, MPTCP": lambda: kernel_to_kernel(seconds, multipath=True, port=next(ports)),
-        "kernel to kernel, TCP": lambda: kernel_to_kernel(seconds, multipath=False, port=next(ports)),
+        "kernel to kernel, MPTCP": lambda: kernel_to_kernel(other, seconds, multipath=True, port=next(ports)),
+        "kernel to kernel, TCP": lambda: kernel_to_kernel(other, seconds, multipath=False, port=next(ports)),
         "send, MPTCP": lambda: ours(seconds, sends=True, multipath=True, segmentation=True, port=next(ports)),
         "send, TCP": lambda: ours(seconds, sends=True, multipath=False, segmentation=True, port=next(ports)),
         "send, MPTCP, 1,460": lambda: ours(seconds, sends=True, multipath=True, segmentation=False, port=next(ports)),
@@ -180,8 +187,7 @@ def main() -> int:
             for name, run in measure.items():
                 results[name].append(run())
     finally:
-        if _other:
-            os.kill(_other, signal.SIGKILL)
+        other.close()
     median = {name: statistics.median(values) for name, values in results.items()}
     against = {
         "send, MPTCP": ("bare loop, 65,000", 0.25),

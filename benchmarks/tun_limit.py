@@ -8,7 +8,18 @@ Prints one line of JSON a segment size: {"segment": bytes, "gbit_s": ..., "segme
 
 Exit status 3 where the machine allows no TUN device.
 """
-import argparse, fcntl, json, os, select, signal, socket, struct, subprocess, sys, time
+
+import argparse
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
 
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x1, 0x1000, 0x4000
@@ -19,7 +30,7 @@ SRC, DST = socket.inet_aton(LOCAL), socket.inet_aton(REMOTE)
 
 def sum16(data: bytes) -> int:
     """One's complement sum of big-endian 16-bit words."""
-    total = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
@@ -41,7 +52,18 @@ def emit(fd: int, port: int, seq: int, ack: int, flags: int, payload: bytes = b"
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, 0x4000, 64, 6, 0) + SRC + DST
     ip = ip[:10] + struct.pack("!H", 0xFFFF - sum16(ip)) + ip[12:]
     pseudo = sum16(SRC + DST + struct.pack("!BBH", 0, 6, length))
-    tcp = struct.pack("!HHIIBBHHH", port, PORT, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, (5 + len(options) // 4) << 4, flags, 65535, pseudo, 0)
+    tcp = struct.pack(
+        "!HHIIBBHHH",
+        port,
+        PORT,
+        seq & 0xFFFFFFFF,
+        ack & 0xFFFFFFFF,
+        (5 + len(options) // 4) << 4,
+        flags,
+        65535,
+        pseudo,
+        0,
+    )
     gso = len(payload) > MSS
     vnet = struct.pack("<BBHHHH", 1, 1 if gso else 0, 40 + len(options), MSS if gso else 0, 20, 16)
     os.writev(fd, [vnet, ip, tcp + options, payload])
@@ -105,7 +127,11 @@ def measure(fd: int, segment: int, seconds: float) -> dict:
     os.set_blocking(fd, True)
     os.kill(child, signal.SIGTERM)
     os.waitpid(child, 0)
-    return {"segment": segment, "gbit_s": round((una - 1001) * 8 / elapsed / 1e9, 3), "segments_s": round(count / elapsed)}
+    return {
+        "segment": segment,
+        "gbit_s": round((una - 1001) * 8 / elapsed / 1e9, 3),
+        "segments_s": round(count / elapsed),
+    }
 
 
 def main() -> int:
