@@ -66,20 +66,19 @@ class Encounter:
         addresses = {path: [self.our_interface(path, f) for f in families] for path in self.paths}
         links: list[Link] = []
         try:
-            for path in self.paths:
-                links.append(self._link(path, addresses[path], offload))
+            links.extend(self._link(path, addresses[path], offload) for path in self.paths)
             directory = os.environ.get(PCAP_VARIABLE)
             if directory:
                 safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
                 self._writer = PcapWriter(Path(directory) / f"{safe}.pcapng")
-                links = [PcapLink(link, self._writer) for link in links]
-            by_name = {link.name: addresses[path] for link, path in zip(links, self.paths, strict=True)}
+                links = [PcapLink(one, self._writer) for one in links]
+            by_name = {one.name: addresses[path] for one, path in zip(links, self.paths, strict=True)}
             self._links = dict(zip(self.paths, links, strict=True))
-            self.link_names = {path: link.name for link, path in zip(links, self.paths, strict=True)}
+            self.link_names = {path: one.name for one, path in zip(links, self.paths, strict=True)}
             self.stack = UserStack(links, by_name, config=config)
         except BaseException:
-            for link in links:
-                link.close()
+            for made in links:
+                made.close()
             raise
         self._before = lab.server.counters()
 
