@@ -14,14 +14,12 @@ from mptcp.testing.pair import Pair
 
 path = Conditions(rate_bps=20 * MBIT, delay_us=20 * MILLISECOND, queue_bytes=100_000)
 pair = Pair(paths=2, conditions=path)
-capture = Path(sys.argv[1]).open("wb") if len(sys.argv) > 1 else None
-if capture is not None:
-    pair.world.capture(PcapngWriter(capture.write))
+pair.world.capture(PcapngWriter((octets := bytearray()).extend))
 pair.connect(subflows=2)
 pair.paths[0].cut(at_us=pair.world.now + SECOND)
 receiver = pair.transfer(10_000_000)
 print(report(pair.client, receiver.progress, paths=pair.paths).table())
 while (event := pair.client.poll_event()) is not None:
     print(f"{event.at_us / SECOND:8.3f} s  {event.kind.value}  {event.local or ''} {event.reason}")
-if capture is not None:
-    capture.close()
+if len(sys.argv) > 1:
+    Path(sys.argv[1]).write_bytes(octets)
