@@ -42,7 +42,7 @@ class Connection:
     """
 
     __slots__ = (
-        "_events", "fast_close", "armed_us", "asked_us", "last_progress_us", "lonely_since_us", "_next_id", "plain",
+        "_events", "fast_close", "armed_us", "asked_us", "last_progress_us", "lonely_since_us", "_half_closed", "_next_id", "plain",
         "_shut_read", "user_closed", "_window_check", "checksum", "config", "data_receiver", "data_sender",
         "environment", "error", "fallback", "initial_id", "is_client", "is_fully_established", "local", "local_key",
         "marked", "opened_us", "owner", "paths", "remote", "remote_denies_join", "remote_idsn", "remote_key",
@@ -87,6 +87,7 @@ class Connection:
         self.user_closed = False
         self._shut_read = False
         self._window_check = False
+        self._half_closed = False  # the peer has closed the only subflow that works, and we still have data for it
         self.fast_close = 0  # MP_FASTCLOSE (option A) repetitions so far, while waiting for its RST
 
     # --- how connections begin ------------------------------------------------------------------------------------------
@@ -328,6 +329,8 @@ class Connection:
 
     def close_subflow(self, subflow_id: int, now: int, reset: bool = False) -> None:
         subflow = self._subflow(subflow_id)
+        if self._is_needed(subflow):
+            raise PathError("it is the only subflow that works, and not everything is acknowledged yet")
         if reset:
             self.break_subflow(subflow, MpTcprst(RST_ADMINISTRATIVELY_PROHIBITED))
             return
@@ -335,6 +338,16 @@ class Connection:
         subflow.close_reason = subflow.close_reason or "local"
         subflow.tcp.close(now)  # not shutdown_write: a peer whose FIN never comes does not keep it for ever
         self.touch()
+
+    def _is_needed(self, subflow: Subflow) -> bool:
+        # RFC 8684 §3.3.3: "a host MUST NOT close all functioning subflows unless it is safe to do so, i.e., until all
+        # outstanding data has been DATA_ACKed or until the segment with the DATA_FIN flag set is the only outstanding
+        # segment."
+        return (
+            subflow.is_usable
+            and self.data_sender.buffered_bytes > 0
+            and not any(s is not subflow and s.is_usable and not s.stale for s in self.subflows_by_id.values())
+        )
 
     def set_backup(self, subflow_id: int, backup: bool, now: int) -> None:
         """Asks the peer to use a subflow as backup (MP_PRIO, RFC 8684 §3.3.8), and does so itself."""
@@ -429,6 +442,8 @@ class Connection:
         self.event(EventKind.SUBFLOW_ESTABLISHED, now, subflow=subflow)
         self.paths.subflow_active(subflow, now)
         self.relieve_failing(now)
+        if self._half_closed:
+            self._finish_half_closed(now)
         self.touch()
 
     def handle_data_ack(self, subflow: Subflow, data_ack: int, window: int, now: int) -> None:
@@ -439,6 +454,8 @@ class Connection:
             return
         if acked:
             self.last_progress_us = now
+            if self._half_closed and not sender.buffered_bytes:
+                self._finish_half_closed(now)
         if self.asked_us != NEVER:
             closing.handle_answer(self, subflow, now)
         sender.handle_window(data_ack + window)
@@ -470,9 +487,19 @@ class Connection:
     def subflow_finished(self, subflow: Subflow, now: int) -> None:
         """The peer's FIN on one subflow: it sends nothing more there, and neither do we."""
         # RFC 8684 §3.3.3: "a standard TCP FIN on an individual subflow only shuts down the subflow on which it was sent"
+        if self._is_needed(subflow):
+            # Our FIN would tell a peer that has fallen back that this was all. It can still take what it lacks.
+            self._half_closed = True
+            return
         subflow.closing = True
         subflow.close_reason = subflow.close_reason or "peer"
         subflow.tcp.close(now)
+
+    def _finish_half_closed(self, now: int) -> None:
+        self._half_closed = False
+        for subflow in list(self.subflows_by_id.values()):
+            if subflow.tcp.fin_received and not subflow.closing:
+                self.subflow_finished(subflow, now)
 
     def subflow_closed(self, subflow: Subflow, error: Exception | None, now: int) -> None:
         """A subflow is over (perhaps in TIME-WAIT): what it had in flight goes elsewhere."""
