@@ -1,4 +1,4 @@
-"""A scheduler of one's own, in virtual time: fill the cheap path first, the dear one only with what is left.
+"""A scheduler of one's own, in virtual time: wait for the cheap path rather than use the dear one, while it works.
 
 python examples/own_scheduler.py
 """
@@ -16,13 +16,15 @@ from mptcp.testing.pair import Pair
 
 
 class CheapFirst(Scheduler):
-    """``select`` sees facts, never a connection: it picks among the paths that may send now."""
+    """``select`` sees facts, never a connection. None means: wait for an acknowledgement, then ask again."""
 
     cheap = bytes((10, 0, 0, 1))
 
     def select(self, paths: Sequence[PathInfo], length: int, now: int) -> PathInfo | None:
-        ready = [path for path in paths if path.sendable_bytes > 0]
-        return max(ready, key=lambda path: path.local.address == self.cheap, default=None)
+        for path in paths:
+            if path.local.address == self.cheap and not path.stale:
+                return path if path.sendable_bytes > 0 else None
+        return max(paths, key=lambda path: path.sendable_bytes, default=None)
 
 
 for scheduler in (LowestRtt, CheapFirst):
