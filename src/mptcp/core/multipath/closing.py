@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.tcp.extension import Verdict
 from mptcp.core.units import MILLISECOND, NEVER
-from mptcp.core.wire.mptcp_options import RST_TOO_MUCH_OUTSTANDING_DATA, MpFastclose, MpTcprst
+from mptcp.core.wire.mptcp_options import RST_MIDDLEBOX_INTERFERENCE, RST_TOO_MUCH_OUTSTANDING_DATA, MpFastclose, MpTcprst
 from mptcp.core.wire.segment import RST, Segment
 from mptcp.errors import ConnectionTimedOut, ConnectionWasReset
 
@@ -108,6 +108,11 @@ def handle_data_timeout(connection: Connection, now: int) -> None:
     carrier = delivered_by(connection)
     if carrier is not None:
         connection.counters.bump("data_timeout")
+        if sender.retries > connection.config.tcp.data_retries:
+            # TCP answers there, but nobody who knows the data level.
+            carrier.close_reason = "middlebox"
+            connection.break_subflow(carrier, MpTcprst(RST_MIDDLEBOX_INTERFERENCE))
+            return
         connection.asked_us = now
         carrier.tcp.send_keepalive(now)
 

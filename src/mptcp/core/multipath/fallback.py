@@ -11,6 +11,7 @@ from mptcp.core.multipath.mapping import Mapping
 from mptcp.core.tcp.extension import Verdict
 from mptcp.core.units import SECOND
 from mptcp.core.wire.mptcp_options import Dss, MpFail, MptcpOption
+from mptcp.core.wire.sequence import unwrap32
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
@@ -86,6 +87,7 @@ def fall_back(
     connection.counters.bump("fallback_" + reason.name.lower())
     if reason is FallbackReason.SYN_UNANSWERED:
         connection.environment.mptcp_failed(connection, now)
+    flush_held(connection, subflow)
     sender = connection.data_sender
     parting: list[MptcpOption] = []
     if also is not None:
@@ -109,6 +111,29 @@ def fall_back(
         connection.state = ConnectionState.ESTABLISHED
     if connection.was_multipath and connection.state is not ConnectionState.CONNECTING:
         connection.event(EventKind.FELL_BACK, now, subflow=subflow, reason=reason.value)
+
+
+def flush_held(connection: Connection, subflow: Subflow) -> None:
+    """Octets whose checksum waits for the rest of their mapping are delivered: the rest will have none."""
+    for mapping in subflow.mappings:
+        held, mapping.held = mapping.held, None
+        dsn = mapping.dsn
+        for piece in held or ():
+            connection.data_receiver.handle_data(dsn, piece)
+            dsn += len(piece)
+
+
+def take_infinite_mapping(connection: Connection, subflow: Subflow, dsn: int, ssn: int) -> bool:
+    """The peer's subflow octets from ``ssn`` on (as on the wire) are the stream from ``dsn`` on. Delivers what waited for
+    a mapping; False if what this subflow has brought does not join on to the stream."""
+    receiver = connection.data_receiver
+    position = subflow.tcp.receiver.nxt - subflow.tcp.irs
+    ssn = unwrap32(ssn, position)
+    flush_held(connection, subflow)
+    for start, piece in subflow.unmapped or ():
+        receiver.handle_data(dsn + start - ssn, piece)
+    subflow.unmapped = None
+    return receiver.nxt == dsn + position - ssn and not (receiver.reorder is not None and len(receiver.reorder))
 
 
 def infinite_mapping(connection: Connection, subflow: Subflow) -> MptcpOption:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mptcp.core.wire import checksum
 from mptcp.core.wire.segment import Payload
@@ -86,6 +86,9 @@ class ReceivedMappings:
                 return first if ssn >= first.ssn else None
             del waiting[0]
         return None
+
+    def __iter__(self) -> Iterator[Mapping]:
+        return iter(self._waiting)
 
     def clear(self) -> None:
         self._waiting.clear()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mptcp.core.multipath import handshake, keys
 from mptcp.core.multipath.closing import handle_fastclose
-from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back, handle_fail
+from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back, handle_fail, take_infinite_mapping
 from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
 from mptcp.core.multipath.role import Role
 from mptcp.core.tcp.extension import Extension, Verdict
@@ -367,8 +367,14 @@ class Subflow(Extension):
         if dss.length == 0:
             # RFC 8684 §3.3.1: "setting the Data-Level Length field of the DSS option to the reserved value of 0"
             if connection.is_alone(self):
-                fall_back(connection, self, FallbackReason.INFINITE_MAPPING, now)
-                return Verdict.ACCEPT
+                if take_infinite_mapping(connection, self, dsn, dss.ssn):
+                    fall_back(connection, self, FallbackReason.INFINITE_MAPPING, now)
+                    return Verdict.ACCEPT
+                # Octets before it have lost their mapping on the way, and nobody will send them again.
+                connection.counters.bump("infinite_mapping_gap")
+                self.close_reason = "middlebox"
+                self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
+                return Verdict.RESET
             connection.counters.bump("infinite_mapping_with_subflows")
             return self._broken(RST_MPTCP_SPECIFIC)
         if (dss.checksum is None) == connection.checksum:
@@ -520,6 +526,7 @@ class Subflow(Extension):
             self.unmapped = []
             self.unmapped_bytes = 0
             self.unmapped_since = now
+            self.join_deadline = now + UNMAPPED_PATIENCE_US
         self.unmapped.append((ssn, payload))
         self.unmapped_bytes += len(payload)
         self.connection.counters.bump("data_without_mapping")
@@ -531,9 +538,12 @@ class Subflow(Extension):
             # "If a mapping ... does not arrive within a receive window of data, that subflow SHOULD be treated as
             # broken, closed with a RST, and any unmapped data silently discarded." A sender whose data is never
             # acknowledged at the data level sends but little of it, and so a moment without a mapping is enough.
-            self.unmapped = None
-            self.close_reason = "middlebox"
-            self.connection.break_subflow(self, MpTcprst(RST_MIDDLEBOX_INTERFERENCE))
+            self._give_up_unmapped()
+
+    def _give_up_unmapped(self) -> None:
+        self.unmapped = None
+        self.close_reason = "middlebox"
+        self.connection.break_subflow(self, MpTcprst(RST_MIDDLEBOX_INTERFERENCE))
 
     # --- what happens -----------------------------------------------------------------------------------------------------
     def handle_fin(self, now: int) -> None:
@@ -548,7 +558,12 @@ class Subflow(Extension):
         self.connection.subflow_established(self, now)
 
     def handle_join_deadline(self, now: int) -> None:
-        """No fourth ACK yet: the third one is sent again."""
+        """No fourth ACK yet: the third one is sent again. Later: no mapping for data that is there."""
+        if not self.pending:
+            self.join_deadline = NEVER
+            if self.unmapped is not None:
+                self._give_up_unmapped()
+            return
         # RFC 8684 §3.2: "the packet MUST be retransmitted if this ACK is not received"
         self.join_tries += 1
         if self.join_tries > 6:
