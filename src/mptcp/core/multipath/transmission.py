@@ -155,7 +155,7 @@ def help_out(connection: Connection, now: int) -> None:
     the faster one."""
     sender = connection.data_sender
     subflows = connection.subflows_by_id
-    if len(subflows) < 2 or sender.una == sender.nxt:
+    if len(subflows) < 2 or sender.una == sender.nxt or not connection.scheduler.helps_out:
         return
     idle = [
         s for s in subflows.values()

@@ -15,6 +15,10 @@ class Scheduler(ABC):
 
     name = ""
 
+    #: Whether an idle path may send again what a slower one holds up at the head of the line, when the shared window is
+    #: full or the stream is at its end. A scheduler that is to have each octet where it put it leaves this alone.
+    helps_out = False
+
     @abstractmethod
     def select(self, paths: Sequence[PathInfo], length: int, now: int) -> PathInfo | None:
         """The path for the next ``length`` octets of new data, out of those usable; None: wait.

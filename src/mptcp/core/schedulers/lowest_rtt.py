@@ -14,6 +14,7 @@ class LowestRtt(Scheduler):
     __slots__ = ()
 
     name = "lowest-rtt"
+    helps_out = True
 
     def select(self, paths: Sequence[PathInfo], length: int, now: int) -> PathInfo | None:
         best: PathInfo | None = None
