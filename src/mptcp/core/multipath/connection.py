@@ -205,6 +205,7 @@ class Connection:
         reorder = self.data_receiver.reorder
         return (
             self.is_alone(subflow)
+            and not subflow.tcp.fin_received  # it was the end of the subflow, and would become that of the stream
             and not self.data_sender.has_reinjections
             and (reorder is None or not len(reorder))
             and self.data_sender.carried_only_by(subflow.id)

@@ -325,7 +325,7 @@ class Subflow(Extension):
                 self.close_reason = "middlebox"
                 self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
                 return Verdict.RESET
-            if connection.is_alone(self):
+            if connection.is_alone(self) and not self.tcp.fin_received:
                 fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)
                 return Verdict.ACCEPT
         if segment.length:
