@@ -157,9 +157,9 @@ def test_server_without_paths_waits_for_the_client(make_encounter: Make) -> None
     encounter.lab.set_rate(1, 100)
     exchange, peer = encounter.meet("accept", ours={"send_bytes": 6 * MIB})
     exchange.wait_moved(2 * MIB)
-    for subflow in exchange.sock.subflows():
-        exchange.sock.close_subflow(subflow.id, reset=True)
+    encounter.stack.set_link_up(encounter.link_names[1], False)
     wait_until(lambda: not exchange.sock.subflows(), 2, "no subflow is left")
+    encounter.stack.set_link_up(encounter.link_names[1], True)
     encounter.lab.server.ip("addr add 10.77.1.3/24 dev s1")
     encounter.lab.server.mptcp_endpoint("10.77.1.3", "subflow", id=5, dev="s1")
     exchange.join()

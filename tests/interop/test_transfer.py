@@ -177,8 +177,7 @@ def test_no_data_at_all(make_encounter: Make, role: str, family: int) -> None:
     assert unspoilt(counters), counters
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("link", ["tun", "packet"])
+@pytest.mark.parametrize("link", ["tun", pytest.param("packet", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("direction", ["send", "receive"])
 @pytest.mark.parametrize("role", ROLES)
 def test_one_gibibyte(make_encounter: Make, role: str, direction: str, link: str) -> None:
