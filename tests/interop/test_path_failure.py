@@ -14,6 +14,8 @@ from mptcp.testing.kernel_peer import pattern_sha256
 pytestmark = pytest.mark.usefixtures("kernel_mptcp")
 
 MIB = 1 << 20
+#: Ours goes on after a retransmission timeout, about 0.25 s; the rest is for a machine that is busy with other things.
+LONGEST_GAP_S = 4.0
 ROLES = ("connect", "accept")
 DIRECTIONS = ("send", "receive")
 Make = Callable[..., Encounter]
@@ -44,8 +46,8 @@ def test_path_silently_dropped(make_encounter: Make, role: str, direction: str, 
     result = peer.result(10)
     assert (result["received"], result["sha256"]) == (ours, pattern_sha256(ours))
     assert result["error"] == ""
-    gap = max(exchange.longest_gap_s, result["longest_gap_s"])
-    assert gap < 3, f"nothing moved for {gap:.2f} s"
+    if direction == "send":  # how soon it goes on is the sender's business
+        assert result["longest_gap_s"] < LONGEST_GAP_S
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
@@ -64,8 +66,8 @@ def test_path_taken_down(make_encounter: Make, role: str, direction: str, side: 
     assert exchange.got(theirs, 2)
     result = peer.result(10)
     assert (result["received"], result["sha256"]) == (ours, pattern_sha256(ours))
-    gap = max(exchange.longest_gap_s, result["longest_gap_s"])
-    assert gap < 3, f"nothing moved for {gap:.2f} s"
+    if direction == "send":  # how soon it goes on is the sender's business
+        assert result["longest_gap_s"] < LONGEST_GAP_S
 
 
 @pytest.mark.parametrize("role", ROLES)
