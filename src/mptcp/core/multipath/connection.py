@@ -211,9 +211,14 @@ class Connection:
             and self.data_sender.carried_only_by(subflow.id)
         )
 
+    @property
+    def never_branched(self) -> bool:
+        """There has never been another subflow: no octets have been given to two, or come over another one."""
+        return self._next_id == 2
+
     def may_take_bare_data(self, subflow: Subflow) -> bool:
         """Data without a mapping can only be what comes next: there never was another subflow, and nothing is missing."""
-        return self._next_id == 2 and self.may_fall_back(subflow) and not len(subflow.mappings)
+        return self.never_branched and self.may_fall_back(subflow) and not len(subflow.mappings)
 
     def signalling_subflow(self) -> Subflow | None:
         """Where signals that concern the connection go: the usable subflow with the lowest RTT."""

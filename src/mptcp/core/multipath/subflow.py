@@ -10,7 +10,7 @@ from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_
 from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
 from mptcp.core.multipath.role import Role
 from mptcp.core.tcp.extension import Extension, Verdict
-from mptcp.core.units import NEVER, SECOND
+from mptcp.core.units import MILLISECOND, NEVER, SECOND
 from mptcp.core.wire.mptcp_options import (
     FLAG_CHECKSUM,
     FLAG_DENY_JOIN_INITIAL,
@@ -52,6 +52,10 @@ MAX_OPTIONS_LOST = 8
 #: So many segments of data in a row without any MPTCP option are none either.
 MAX_BARE_SEGMENTS = 2
 
+#: And they must follow mapped ones so closely: later the peer, whose DATA_ACKs do not come, may be sending again what
+#: has arrived already, and without a mapping that looks like what comes next.
+BARE_PATIENCE_US = 100 * MILLISECOND
+
 #: Octets without a mapping that are held in the hope of one (RFC 8684 §3.3.1: "for a short while").
 MAX_UNMAPPED = 256 * 1024
 #: The pieces in which they may come, and for how long a mapping is waited for.
@@ -65,7 +69,7 @@ class Subflow(Extension):
     __slots__ = (
         "_mapping", "bare_segments", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
         "fin_signal",
-        "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "mappings",
+        "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "mapped_us", "mappings",
         "options_lost", "path", "pending", "remote_id", "remote_nonce", "reset_reason", "role", "signals", "stale",
         "tcp", "unmapped", "unmapped_bytes", "unmapped_since", "without_capable",
     )  # fmt: skip
@@ -87,6 +91,7 @@ class Subflow(Extension):
         self.closing = False
         self.stale = False  # its last retransmission timeout has not been followed by an acknowledgement
         self.options_lost = 0
+        self.mapped_us = 0  # when data with a mapping came last
         self.bare_segments = 0  # with data and without any MPTCP option, in a row
         self.without_capable = False  # the last SYN went without MP_CAPABLE
         self.close_reason = ""
@@ -338,7 +343,7 @@ class Subflow(Extension):
             self.options_lost += 1
             if self.options_lost >= MAX_OPTIONS_LOST:
                 connection.counters.bump("options_lost")
-                if connection.may_fall_back(self):
+                if connection.never_branched and connection.may_fall_back(self):
                     fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)
                     return Verdict.ACCEPT
                 self.close_reason = "middlebox"
@@ -393,6 +398,7 @@ class Subflow(Extension):
         return self._add_mapping(dsn, dss.ssn, dss.length, dss.checksum, dss.data_fin, now)
 
     def _add_mapping(self, dsn: int, ssn: int, length: int, checksum: int | None, fin: bool, now: int) -> Verdict:
+        self.mapped_us = now
         ssn = unwrap32(ssn, self.tcp.receiver.nxt - self.tcp.irs)
         mapping = self._mapping
         if mapping is not None and mapping.ssn == ssn and mapping.dsn == dsn:
@@ -513,7 +519,11 @@ class Subflow(Extension):
 
     def _hold(self, ssn: int, payload: memoryview, now: int) -> None:
         connection = self.connection
-        if self.bare_segments >= MAX_BARE_SEGMENTS and connection.may_take_bare_data(self):
+        if (
+            self.bare_segments >= MAX_BARE_SEGMENTS
+            and now - self.mapped_us < BARE_PATIENCE_US
+            and connection.may_take_bare_data(self)
+        ):
             # RFC 8684 §3.7 has such a subflow closed with a RST, "since no data can be delivered"; but on the only
             # subflow there ever was the octets can have but one place in the stream. Linux does the same.
             connection.counters.bump("data_without_mapping")
