@@ -15,6 +15,7 @@ from mptcp.core.multipath.connection import Connection
 from mptcp.core.multipath.environment import Environment, Route
 from mptcp.core.multipath.fallback import FailureCache
 from mptcp.core.multipath.listener import Listener
+from mptcp.core.multipath.local_addresses import LocalAddresses
 from mptcp.core.multipath.subflow import Subflow
 from mptcp.core.packet import Packet
 from mptcp.core.tcp.isn import InitialSequenceNumbers
@@ -61,9 +62,16 @@ class Interface:
 class _Emission:
     """What all packets of one subflow have in common."""
 
-    __slots__ = ("destination", "destination_port", "interface", "is_local", "is_v6", "pseudo", "source", "source_port")
+    __slots__ = (
+        "destination", "destination_port", "interface", "is_local", "is_v6", "pseudo", "segments", "source",
+        "source_port",
+    )  # fmt: skip
 
-    def __init__(self, local: Endpoint, remote: Endpoint, interface: int, is_local: bool = False) -> None:
+    def __init__(
+        self, local: Endpoint, remote: Endpoint, interface: int, is_local: bool = False,
+        segments: tuple[bytes, ...] = (),
+    ) -> None:  # fmt: skip
+        self.segments = segments
         self.is_local = is_local  # to an address of this very host: it does not leave
         self.source, self.source_port = local.address, local.port
         self.destination, self.destination_port = remote.address, remote.port
@@ -87,6 +95,7 @@ class Host(Environment):
         self.connections: dict[Connection, None] = {}
         self.listeners: dict[tuple[bytes, int], Listener] = {}
         self._addresses: dict[bytes, int] = {}  # address -> interface
+        self._hidden: set[bytes] = set()
         self._flows: dict[bytes, Subflow] = {}
         self._tokens: dict[int, Connection] = {}
         self._marked: list[Connection] = []
@@ -115,7 +124,9 @@ class Host(Environment):
             return
         interface.is_up = up
         for address in [a for a, i in self._addresses.items() if i == index]:
-            self._tell_connections(address, up, now)
+            self._tell_connections(address, up, now, interface_down=not up)
+        if not up:
+            self._break_pinned(index)
 
     def set_interface_busy(self, index: int, busy: bool, room: int = NEVER) -> None:
         """Busy: the link has not taken yet what it was given last. Until it is free again subflows on it send nothing:
@@ -142,11 +153,16 @@ class Host(Environment):
     def hold(self, connection: Connection) -> None:
         self._held[connection] = None
 
-    def add_address(self, address: str, interface: int, now: int) -> None:
-        """Packets to ``address`` are ours from now on, and connections may use it."""
+    def add_address(self, address: str, interface: int, now: int, hidden: bool = False) -> None:
+        """Packets to ``address`` are ours from now on, and connections may use it. A hidden one is neither announced
+        nor used unless an application names it."""
         self.now = now
         packed = Endpoint.parse(address).address
         self._addresses[packed] = interface
+        if hidden:
+            self._hidden.add(packed)
+        else:
+            self._hidden.discard(packed)
         self._tell_connections(packed, True, now)
 
     def remove_address(self, address: str, now: int) -> None:
@@ -156,12 +172,21 @@ class Host(Environment):
             raise PathError(f"{address} is not an address of this host")
         self._tell_connections(packed, False, now)
         del self._addresses[packed]
+        self._hidden.discard(packed)
 
-    def _tell_connections(self, address: bytes, available: bool, now: int) -> None:
+    def _break_pinned(self, interface: int) -> None:
+        """Subflows that were to leave by this interface although their address is on another."""
+        for connection in list(self.connections):
+            for subflow in connection.open_subflows():
+                if subflow.pinned and subflow.interface == interface:
+                    subflow.close_reason = "interface-down"
+                    connection.break_subflow(subflow, None)
+
+    def _tell_connections(self, address: bytes, available: bool, now: int, interface_down: bool = False) -> None:
         for connection in list(self.connections):
             if connection.is_plain:
                 continue
-            connection.paths.local_address(address, available, now)
+            connection.paths.local_address(address, available, now, interface_down)
 
     # --- what connections need (Environment) --------------------------------------------------------------------------
     def mark(self, connection: Connection) -> None:
@@ -183,7 +208,8 @@ class Host(Environment):
         local, remote = subflow.tcp.local, subflow.tcp.remote
         self._flows[_flow_key(remote, local)] = subflow
         self._port_users[local.port] = self._port_users.get(local.port, 0) + 1
-        subflow.emission = _Emission(local, remote, subflow.interface, remote.address in self._addresses)
+        is_local = remote.address in self._addresses and not subflow.segments
+        subflow.emission = _Emission(local, remote, subflow.interface, is_local, subflow.segments)
 
     def release(self, subflow: Subflow) -> None:
         local, remote = subflow.tcp.local, subflow.tcp.remote
@@ -194,15 +220,21 @@ class Host(Environment):
             else:
                 del self._port_users[local.port]
 
-    def route(self, local: bytes) -> Route | None:
+    def route(self, local: bytes, interface: int = -1) -> Route | None:
         index = self._addresses.get(local)
+        if index is not None and interface >= 0:
+            index = interface if interface < len(self.interfaces) else None
         if index is None or not self.interfaces[index].is_up:
             return None
-        interface = self.interfaces[index]
-        return Route(index, interface.mtu, interface.gso_max_bytes)
+        facts = self.interfaces[index]
+        return Route(index, facts.mtu, facts.gso_max_bytes)
 
     def local_addresses(self) -> Sequence[bytes]:
-        return [a for a, i in self._addresses.items() if self.interfaces[i].is_up]
+        hidden = self._hidden
+        return [a for a, i in self._addresses.items() if self.interfaces[i].is_up and a not in hidden]
+
+    def interface_of(self, address: bytes) -> int:
+        return self._addresses.get(address, -1)
 
     def new_port(self, local: bytes, remote: Endpoint, preferred: int = 0) -> int:
         if preferred and _flow_key(remote, Endpoint(local, preferred)) not in self._flows:
@@ -239,14 +271,22 @@ class Host(Environment):
         self.now = now
         config = options or self.config.connection
         source = local.address if local is not None and not local.is_unspecified else None
+        port = local.port if local is not None else 0
         if source is None:
-            candidates = [a for a in self.local_addresses() if len(a) == len(remote.address)]
+            policy = None
+            if config.multipath and (config.local_addresses is not None or config.excluded_addresses):
+                policy = LocalAddresses(config.local_addresses, config.excluded_addresses)
+            usable = self.local_addresses() if policy is None else policy.usable(self)
+            candidates = [a for a in usable if len(a) == len(remote.address)]
             if not candidates:
+                if policy is not None:
+                    raise PathError(f"no address that may be used can reach {remote.host}", _EADDRNOTAVAIL)
                 raise NetworkUnreachable(f"this host has no address from which {remote.host} could be reached")
             source = candidates[0]
+            if policy is not None and not port:
+                port = policy.port(source)
         elif self.route(source) is None:
             raise PathError(f"{Endpoint(source).host} is not a usable address of this host", _EADDRNOTAVAIL)
-        port = local.port if local is not None else 0
         if port and _flow_key(remote, Endpoint(source, port)) in self._flows:
             raise PathError(f"port {port} is already connected to {remote}", _EADDRINUSE)
         port = port or self.new_port(source, remote)
@@ -531,8 +571,9 @@ class Host(Environment):
             traffic_class = traffic_class & 0xFC | segment.ecn
         if emission.is_v6:
             ip_header = ip.emit_ipv6(
-                emission.source, emission.destination, transport, hop_limit=hop_limit, traffic_class=traffic_class
-            )
+                emission.source, emission.destination, transport, hop_limit=hop_limit, traffic_class=traffic_class,
+                segments=emission.segments,
+            )  # fmt: skip
         else:
             self._identification = (self._identification + 1) & 0xFFFF
             ip_header = ip.emit_ipv4(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 from mptcp.core.counters import Counters
@@ -109,24 +110,28 @@ class Connection:
         self.data_receiver.start(self.remote_idsn + 1)
 
     def new_subflow(
-        self, role: Role, local: Endpoint, remote: Endpoint, now: int, *, multipath: bool = True, backup: bool = False
-    ) -> Subflow:
+        self, role: Role, local: Endpoint, remote: Endpoint, now: int, *, multipath: bool = True, backup: bool = False,
+        interface: int = -1, segments: tuple[bytes, ...] = (),
+    ) -> Subflow:  # fmt: skip
         environment = self.environment
-        route = environment.route(local.address)
+        route = environment.route(local.address, interface)
         if route is None:
-            raise PathError(f"{local.host} is not a usable address of this host")
+            raise PathError(f"{local.host} is not a usable address of this host", errno.EADDRNOTAVAIL)
         initial = role in (Role.CAPABLE_CLIENT, Role.CAPABLE_SERVER)
         subflow = Subflow(
-            self, self._next_id, role, 0 if initial else self.paths.local_id(local.address),
+            self, self._new_id(), role, 0 if initial else self.paths.local_id(local.address),
             0 if initial else self.paths.remote_id(remote),
         )  # fmt: skip
-        self._next_id += 1
         subflow.local_backup = backup
         subflow.interface = route.interface
+        subflow.pinned = interface >= 0
+        subflow.segments = segments
+        # RFC 8754 §2: eight octets, and sixteen for each segment and the final destination
+        extra = 8 + 16 * len({*segments, remote.address}) if segments else 0
         subflow.tcp = TcpConnection(
             self.config.tcp, local, remote, environment.entropy, environment.counters, mtu=route.mtu,
-            gso_max_bytes=route.gso_max_bytes, extension=subflow if multipath else None,
-            isn=environment.new_isn(local, remote, now),
+            gso_max_bytes=max(0, route.gso_max_bytes - extra), extension=subflow if multipath else None,
+            isn=environment.new_isn(local, remote, now), extra_header_bytes=extra,
         )  # fmt: skip
         subflow.path = PathInfo(subflow.id, local, remote)
         subflow.path.backup = backup
@@ -134,6 +139,15 @@ class Connection:
         environment.register(subflow)
         self.lonely_since_us = NEVER
         return subflow
+
+    def _new_id(self) -> int:
+        """Counts up, past numbers whose low eight bits another subflow has: the draft's structures have room for those."""
+        number = self._next_id
+        taken = {other & 0xFF for other in self.subflows_by_id}
+        while len(taken) < 255 and (not number & 0xFF or number & 0xFF in taken):
+            number += 1
+        self._next_id = number + 1
+        return number
 
     # --- getters ---------------------------------------------------------------------------------------------------------
     @property
@@ -150,7 +164,7 @@ class Connection:
 
     @property
     def fallback_reason(self) -> str:
-        return self.fallback.value
+        return (self.fallback is FallbackReason.DISABLED and self.config.disabled_reason) or self.fallback.value
 
     @property
     def is_closing(self) -> bool:
@@ -329,9 +343,12 @@ class Connection:
             subflow.tcp.abort(now)
 
     # --- subflows, by the application or the path manager ------------------------------------------------------------------
-    def open_subflow(self, local: Endpoint, remote: Endpoint, now: int, backup: bool = False) -> int:
+    def open_subflow(
+        self, local: Endpoint, remote: Endpoint, now: int, backup: bool = False, *, interface: int = -1,
+        segments: tuple[bytes, ...] = (),
+    ) -> int:  # fmt: skip
         """MP_JOIN from one of our addresses to one of the peer's; the subflow's id. PathError says why not."""
-        return joining.open_subflow(self, local, remote, now, backup)
+        return joining.open_subflow(self, local, remote, now, backup, interface=interface, segments=segments)
 
     def close_subflow(self, subflow_id: int, now: int, reset: bool = False) -> None:
         subflow = self._subflow(subflow_id)
@@ -386,7 +403,7 @@ class Connection:
         if subflow is None or subflow.tcp.is_over:
             raise PathError(f"no subflow has the id {subflow_id}")
         if self.plain is not None:
-            raise PathError(f"this connection is regular TCP: {self.fallback_reason}")
+            raise PathError(f"this connection is regular TCP: {self.fallback_reason}", errno.EOPNOTSUPP)
         return subflow
 
     def set_tcp_config(self, config: TcpConfig) -> None:
@@ -395,11 +412,14 @@ class Connection:
         tuner = self.data_receiver.tuner
         tuner.maximum = max(tuner.size, config.receive_buffer_max_bytes)
         for subflow in self.subflows_by_id.values():
-            subflow.tcp.set_config(config)
+            subflow.tcp.set_config(config.changed(**subflow.overrides) if subflow.overrides else config)
         self.touch()
 
     def set_tcp_option(self, name: str, value: object) -> None:
-        """One field of ``TcpConfig``."""
+        """One field of ``TcpConfig``, also for subflows that had a value of their own."""
+        for subflow in self.subflows_by_id.values():
+            if subflow.overrides:
+                subflow.overrides.pop(name, None)
         self.set_tcp_config(self.config.tcp.changed(**{name: value}))
 
     # --- called by subflows -------------------------------------------------------------------------------------------------
@@ -415,12 +435,12 @@ class Connection:
 
     def event(
         self, kind: EventKind, now: int, *, subflow: Subflow | None = None, remote: Endpoint | None = None,
-        address_id: int = -1, backup: bool = False, reason: str = "",
+        address_id: int = -1, backup: bool = False, reason: str = "", local: Endpoint | None = None, interface: int = 0,
     ) -> None:  # fmt: skip
         if self._events is None:
             self._events = EventQueue()
         if subflow is None:
-            self._events.put(Event(kind, now, -1, None, remote, address_id, backup, reason))
+            self._events.put(Event(kind, now, -1, local, remote, address_id, backup, reason, interface))
         else:
             tcp = subflow.tcp
             self._events.put(Event(kind, now, subflow.id, tcp.local, tcp.remote, address_id, backup, reason))
@@ -520,6 +540,11 @@ class Connection:
         if not subflow.close_reason:
             subflow.close_reason = "timeout" if isinstance(error, ConnectionTimedOut) else "closed"
         self.event(EventKind.SUBFLOW_CLOSED, now, subflow=subflow, reason=subflow.close_reason)
+        if self.config.fate_sharing and subflow.id == self.initial_id and not self._is_ended_well():
+            # RFC 6897 §4.2.2: "the MPTCP stack MAY close the whole MPTCP connection if the first subflow is closed"
+            self.reset_all(now, MpFastclose(self.remote_key))
+            self.end(error or ConnectionWasReset("the first subflow has ended, and the connection shares its fate"), now)
+            return
         alive = frozenset(s.id for s in self.open_subflows() if s is not subflow)
         # A copy on a subflow that does not answer is not worth much, unless there is no other subflow.
         working = frozenset(i for i in alive if not self.subflows_by_id[i].stale)
@@ -533,7 +558,7 @@ class Connection:
             self.end(None, now)
             return
         if not alive:
-            if self.data_sender.fin_acked and self.data_receiver.fin_received:
+            if self._is_ended_well():
                 self.end(None, now)
                 return
             self.lonely_since_us = now
@@ -542,6 +567,10 @@ class Connection:
                 self.end(ConnectionWasReset("the peer no longer knows this connection"), now)
                 return
         self.paths.subflow_closed(subflow, now)
+
+    def _is_ended_well(self) -> bool:
+        """Both streams have ended, and both sides know."""
+        return self.state is ConnectionState.CLOSED or (self.data_sender.fin_acked and self.data_receiver.fin_received)
 
     def break_subflow(self, subflow: Subflow, option: MptcpOption | None) -> None:
         """Resets one subflow; the connection goes on without it."""
@@ -683,6 +712,14 @@ class Connection:
     # --- what users see ---------------------------------------------------------------------------------------------------------
     def poll_event(self) -> Event | None:
         return self._events.poll() if self._events is not None else None
+
+    @property
+    def waiting_events(self) -> int:
+        return len(self._events) if self._events is not None else 0
+
+    def peek_event(self) -> Event | None:
+        """The event that ``poll_event`` would give."""
+        return self._events.peek() if self._events is not None else None
 
     @property
     def missed_events(self) -> int:

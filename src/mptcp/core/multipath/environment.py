@@ -70,12 +70,16 @@ class Environment(ABC):
     def release(self, subflow: Subflow) -> None: ...
 
     @abstractmethod
-    def route(self, local: bytes) -> Route | None:
-        """None: ``local`` is no usable address of this host."""
+    def route(self, local: bytes, interface: int = -1) -> Route | None:
+        """None: ``local`` is no usable address of this host. ``interface``: leave by that one, not by the address's."""
 
     @abstractmethod
     def local_addresses(self) -> Sequence[bytes]:
-        """Usable ones, in the order they were added."""
+        """Usable ones, in the order they were added; hidden ones are not among them."""
+
+    @abstractmethod
+    def interface_of(self, address: bytes) -> int:
+        """The interface an address of this host is on, up or not; -1: it is none."""
 
     @abstractmethod
     def new_port(self, local: bytes, remote: Endpoint, preferred: int = 0) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
+from mptcp.core.multipath import local_addresses
 from mptcp.core.multipath.role import Role
 from mptcp.core.wire.mptcp_options import (
     RST_ADMINISTRATIVELY_PROHIBITED,
@@ -19,32 +21,57 @@ from mptcp.info import Endpoint
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
 
+#: Segments on the way of a subflow: each costs 16 octets of every packet.
+MAX_SEGMENTS = 16
 
-def open_subflow(connection: Connection, local: Endpoint, remote: Endpoint, now: int, backup: bool = False) -> int:
-    """MP_JOIN from one of our addresses to one of the peer's; the subflow's id. PathError says why not."""
+
+def open_subflow(
+    connection: Connection,
+    local: Endpoint,
+    remote: Endpoint,
+    now: int,
+    backup: bool = False,
+    *,
+    interface: int = -1,
+    segments: tuple[bytes, ...] = (),
+) -> int:
+    """MP_JOIN from one of our addresses to one of the peer's; the subflow's id. PathError says why not.
+
+    ``interface``: leave by this one, not by the address's. ``segments``: IPv6 addresses that its packets visit before
+    they reach ``remote`` (RFC 8754); of at most MAX_SEGMENTS.
+    """
     if connection.plain is not None:
-        raise PathError(f"this connection is regular TCP: {connection.fallback_reason}")
+        raise PathError(f"this connection is regular TCP: {connection.fallback_reason}", errno.EOPNOTSUPP)
     if not connection.is_fully_established or connection.is_closing:
         # RFC 8684 §3.1: "new subflows MUST NOT be established ... until a DSS option has been successfully
         # received across the path"
-        raise PathError("further subflows can be opened once the connection is fully established")
+        raise PathError(
+            "further subflows can be opened once the peer has acknowledged data, and until the end of the stream",
+            errno.ENOTCONN if connection.is_closing else errno.EAGAIN,
+        )
     if remote == connection.remote and connection.remote_denies_join:
         # RFC 8684 §3.1, flag C: "the receiver MUST NOT try to open any additional subflows toward this address"
-        raise PathError("the peer accepts no further subflows to its initial address")
+        raise PathError("the peer accepts no further subflows to its initial address", errno.ECONNREFUSED)
     if len(local.address) != len(remote.address):
         raise PathError("local and remote address are of different families")
     if len(connection.open_subflows()) >= connection.config.max_subflows:
-        raise PathError(f"the limit of {connection.config.max_subflows} subflows is reached")
-    if connection.environment.route(local.address) is None:
-        raise PathError(f"{local.host} is not a usable address of this host")
+        raise PathError(f"the limit of {connection.config.max_subflows} subflows is reached", errno.ENOBUFS)
+    if connection.environment.route(local.address, interface) is None:
+        raise PathError(f"{local.host} is not a usable address of this host", errno.EADDRNOTAVAIL)
+    if segments and (len(segments) > MAX_SEGMENTS or len(remote.address) != 16 or any(len(s) != 16 for s in segments)):
+        raise PathError(f"segments are up to {MAX_SEGMENTS} IPv6 addresses on the way to one")
     if connection.paths.local_id(local.address) < 0:
-        raise PathError("all 255 address identifiers of this connection are in use")
+        raise PathError("all 255 address identifiers of this connection are in use", errno.ENOBUFS)
     # RFC 8684 §3.9.1: "The local port for such SYNs SHOULD also be the same as the port for the first subflow"
     port = local.port or connection.environment.new_port(local.address, remote, connection.local.port)
     if not port:
-        raise PathError("no local port is free")
+        raise PathError("no local port is free", errno.EADDRNOTAVAIL)
+    if local.port and connection.environment.new_port(local.address, remote, local.port) != local.port:
+        raise PathError(f"{local} is connected to {remote} already", errno.EADDRINUSE)
     local = Endpoint(local.address, port)
-    subflow = connection.new_subflow(Role.JOIN_CLIENT, local, remote, now, backup=backup)
+    subflow = connection.new_subflow(
+        Role.JOIN_CLIENT, local, remote, now, backup=backup, interface=interface, segments=segments
+    )
     subflow.local_nonce = connection.environment.entropy.bits(32)
     subflow.tcp.open(now)
     connection.touch()
@@ -58,6 +85,11 @@ def accept_join(
     if connection.plain is not None or not connection.remote_key or connection.is_closing:
         return MpTcprst(RST_MPTCP_SPECIFIC)
     if connection.config.deny_join_initial and local == connection.local:
+        return MpTcprst(RST_ADMINISTRATIVELY_PROHIBITED)
+    if not local_addresses.allows(connection, local.address):
+        # RFC 6897 §5.3.2: "MPTCP MUST respect the application's choice and only use addresses that are explicitly
+        # provided by the application."
+        connection.counters.bump("join_address_not_allowed")
         return MpTcprst(RST_ADMINISTRATIVELY_PROHIBITED)
     if len(connection.open_subflows()) >= connection.config.max_subflows:
         # RFC 8684 §3.2: "the host wants to refuse subflow establishment (for example, due to a limit ...)"

@@ -6,8 +6,9 @@ import ipaddress
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mptcp.core.multipath import keys
+from mptcp.core.multipath import keys, local_addresses
 from mptcp.core.multipath.events import EventKind
+from mptcp.core.multipath.local_addresses import LocalAddresses
 from mptcp.core.path_managers.base import (
     Action,
     AnnounceAddress,
@@ -64,12 +65,16 @@ class _Removal:
 class PathManagement:
     """One per connection. Address identifiers are per connection; 0 is the address of the first subflow."""
 
-    __slots__ = ("_announced", "_connection", "_local_ids", "_removals", "_remote", "manager")
+    __slots__ = ("_announced", "_connection", "_local_ids", "_remote", "_removals", "local", "manager")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         factory = connection.config.path_manager
         self.manager = factory() if factory is not None else FullMesh(connection.config.max_subflows)
+        config = connection.config
+        self.local: LocalAddresses | None = None  # None: every address of the host may be used
+        if config.local_addresses is not None or config.excluded_addresses:
+            self.local = LocalAddresses(config.local_addresses, config.excluded_addresses)
         self._local_ids: dict[bytes, int] | None = None
         self._remote: dict[int, Endpoint] | None = None  # announced by the peer
         self._announced: dict[int, _Announcement] | None = None  # waiting for their echo
@@ -92,10 +97,30 @@ class PathManagement:
                 return candidate
         return -1
 
+    def knows_local(self, address: bytes) -> bool:
+        """Whether the peer may know ``address``: it is the first subflow's, or has an identifier."""
+        return address == self._connection.local.address or address in (self._local_ids or {})
+
+    def local_port(self, address: bytes) -> int:
+        """The port that the application wants subflows from ``address`` to have; 0: any."""
+        return self.local.port(address) if self.local is not None else 0
+
+    def note_remote(self, remote: Endpoint) -> None:
+        """The application knows another address of the peer (``sctp_connectx``); the path manager may use it."""
+        known = self._remote
+        if known is None:
+            known = self._remote = {}
+        if remote not in known.values() and len(known) < self._connection.config.max_remote_addresses:
+            known[-1 - len(known)] = remote  # the peer has told no identifier for it
+
+    def remotes(self) -> list[Endpoint]:
+        """Where subflows to the peer may go, as far as known."""
+        return [self._connection.remote, *(e for e in (self._remote or {}).values() if e != self._connection.remote)]
+
     def remote_id(self, remote: Endpoint) -> int:
         """The identifier under which the peer announced ``remote``; 0 for its first address, and when unknown."""
         for address_id, endpoint in (self._remote or {}).items():
-            if endpoint.address == remote.address:
+            if endpoint.address == remote.address and address_id >= 0:
                 return address_id
         return 0
 
@@ -104,7 +129,7 @@ class PathManagement:
         remotes = [] if connection.remote_denies_join else [connection.remote]
         remotes += [e for e in (self._remote or {}).values() if e not in remotes]
         return Facts(
-            connection.is_client, connection.environment.local_addresses(), remotes, connection.local,
+            connection.is_client, local_addresses.usable_addresses(connection), remotes, connection.local,
             connection.remote, [s.path for s in connection.open_subflows()], now,
         )  # fmt: skip
 
@@ -115,9 +140,10 @@ class PathManagement:
             result = min(result, *(announcement.deadline for announcement in self._announced.values()))
         if self._removals:
             result = min(result, *(removal.deadline for removal in self._removals))
-        return result
+        return result if self.local is None else min(result, self.local.deadline())
 
     def handle_timeout(self, now: int) -> None:
+        connection = self._connection
         announced = self._announced or {}
         for address_id, announcement in list(announced.items()):
             if announcement.deadline > now:
@@ -145,6 +171,8 @@ class PathManagement:
                 self._connection.break_subflow(subflow, None)
         if self.manager.deadline() <= now:
             self.run(self.manager.on_timer(self.facts(now)), now)
+        if self.local is not None:
+            local_addresses.depart_if_possible(connection, now)
 
     # --- the path manager's wishes ------------------------------------------------------------------------------------
     def run(self, actions: Sequence[Action], now: int) -> None:
@@ -156,11 +184,15 @@ class PathManagement:
             try:
                 match action:
                     case OpenSubflow(local, remote, backup):
+                        if not local.port and self.local is not None:
+                            # RFC 6897 §5.3.3: "An application MAY also indicate a TCP port number that, if specified,
+                            # MPTCP MUST attempt to bind to."
+                            local = Endpoint(local.address, self.local.port(local.address))
                         connection.open_subflow(local, remote, now, backup=backup)
                     case CloseSubflow(subflow_id, reset):
                         connection.close_subflow(subflow_id, now, reset=reset)
                     case AnnounceAddress(local):
-                        self.announce(local, now)
+                        self.announce(Endpoint(local.address, local.port or self.local_port(local.address)), now)
                     case WithdrawAddress(address):
                         self.withdraw(address, now)
                     case SetBackup(subflow_id, backup):
@@ -171,12 +203,19 @@ class PathManagement:
 
     def fully_established(self, now: int) -> None:
         self.run(self.manager.on_established(self.facts(now)), now)
+        if self.local is not None:
+            local_addresses.depart_if_possible(self._connection, now)
 
-    def local_address(self, address: bytes, available: bool, now: int) -> None:
-        """An address of the host came or went."""
+    def local_address(self, address: bytes, available: bool, now: int, interface_down: bool = False) -> None:
+        """An address of the host came or went, the latter perhaps because its interface is down."""
         connection = self._connection
+        kind = EventKind.LOCAL_ADDRESS_AVAILABLE if available else EventKind.LOCAL_ADDRESS_UNAVAILABLE
+        interface = connection.environment.interface_of(address) + 1
+        connection.event(kind, now, local=Endpoint(address), interface=interface)
         if not available:
             for subflow in connection.open_subflows():
+                if subflow.pinned and interface_down and subflow.interface + 1 != interface:
+                    continue  # it leaves by another interface
                 if subflow.tcp.local.address == address:
                     subflow.close_reason = "address-removed"
                     connection.break_subflow(subflow, None)
@@ -184,7 +223,9 @@ class PathManagement:
                 # RFC 8684 §3.4.2: "if ... a previously announced address becomes invalid ... the affected host SHOULD
                 # announce this situation so that the peer can remove subflows related to this address"
                 self.withdraw(address, now)
-        if connection.is_fully_established:
+        if connection.is_fully_established and (
+            not available or address in local_addresses.usable_addresses(connection)
+        ):
             self.run(self.manager.on_local_address(self.facts(now), address, available), now)
 
     # --- announcing -------------------------------------------------------------------------------------------------
@@ -213,12 +254,16 @@ class PathManagement:
             raise PathError("that address was never used nor announced on this connection")
         if self._announced:
             self._announced.pop(address_id, None)
-        self._signal(RemoveAddr((address_id,)))
+        option = RemoveAddr((address_id,))
+        if not self._signal(option) and self.local is not None:
+            # Nobody can carry it: the next subflow that works does.
+            self.local.unsent = [*(self.local.unsent or ()), option]
 
-    def _signal(self, option: AddAddr | RemoveAddr) -> None:
+    def _signal(self, option: AddAddr | RemoveAddr) -> bool:
         subflow = self._connection.signalling_subflow()
         if subflow is not None:
             subflow.signal(option)
+        return subflow is not None
 
     # --- what the peer says -------------------------------------------------------------------------------------------
     def handle_add_addr(self, subflow: Subflow, option: AddAddr, now: int) -> None:
@@ -303,9 +348,16 @@ class PathManagement:
                 self._connection.event(EventKind.PRIORITY_CHANGED, now, subflow=target, backup=option.backup)
 
     def subflow_active(self, subflow: Subflow, now: int) -> None:
+        if self.local is not None:
+            unsent, self.local.unsent = self.local.unsent, None
+            for option in unsent or ():
+                self._signal(option)
+            local_addresses.depart_if_possible(self._connection, now)
         self.run(self.manager.on_subflow_established(self.facts(now), subflow.tcp.local, subflow.tcp.remote), now)
 
     def subflow_closed(self, subflow: Subflow, now: int) -> None:
+        if self.local is not None:
+            local_addresses.depart_if_possible(self._connection, now)
         if self._connection.is_fully_established and not self._connection.is_closing:
             local, remote = subflow.tcp.local, subflow.tcp.remote
             self.run(self.manager.on_subflow_closed(self.facts(now), local, remote, subflow.close_reason), now)

@@ -70,7 +70,8 @@ class Subflow(Extension):
         "_mapping", "bare_segments", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
         "fin_signal",
         "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "mapped_us", "mappings",
-        "options_lost", "path", "pending", "remote_id", "remote_nonce", "reset_reason", "role", "signals", "stale",
+        "options_lost", "overrides", "path", "pending", "pinned", "remote_id", "remote_nonce", "reset_reason", "role",
+        "segments", "signals", "stale",
         "tcp", "unmapped", "unmapped_bytes", "unmapped_since", "without_capable",
     )  # fmt: skip
 
@@ -81,6 +82,9 @@ class Subflow(Extension):
         self.local_id = local_id
         self.remote_id = remote_id
         self.interface = -1
+        self.pinned = False  # the application has chosen the interface
+        self.segments: tuple[bytes, ...] = ()  # IPv6: addresses its packets visit on their way (RFC 8754)
+        self.overrides: dict[str, object] | None = None  # fields of TcpConfig that are this subflow's own
         self.emission: object = None  # the host's: what all its packets have in common
         self.local_nonce = 0
         self.remote_nonce = 0

@@ -90,6 +90,7 @@ class Connection:
         gso_max_bytes: int = 0,
         extension: Extension | None = None,
         isn: int | None = None,
+        extra_header_bytes: int = 0,
     ) -> None:
         self.config = config
         self.local = local
@@ -103,7 +104,7 @@ class Connection:
         self.iss = (entropy.bits(32) if isn is None else isn) & MASK32
         self.irs = 0
         self.passive = False
-        self.path_mtu = PathMtu(mtu, len(local.address) == 16)
+        self.path_mtu = PathMtu(mtu, len(local.address) == 16, extra_header_bytes)
         self.peer_mss = DEFAULT_MSS_V6 if self.path_mtu.is_v6 else DEFAULT_MSS_V4
         self.timestamps = Timestamps(entropy.bits(32))
         self.receiver = Receiver(config)

@@ -28,10 +28,11 @@ BLACK_HOLE_MTU: Final = 1064
 class PathMtu:
     """``mtu``: the largest IP packet to send now. ``raise_at``: when to try a larger one (NEVER: it is the link's)."""
 
-    __slots__ = ("_backoff", "_trial_from", "is_v6", "link_mtu", "mtu", "raise_at", "trial_end")
+    __slots__ = ("_backoff", "_trial_from", "extra_bytes", "is_v6", "link_mtu", "mtu", "raise_at", "trial_end")
 
-    def __init__(self, link_mtu: int, is_v6: bool) -> None:
+    def __init__(self, link_mtu: int, is_v6: bool, extra_bytes: int = 0) -> None:
         self.link_mtu = link_mtu
+        self.extra_bytes = extra_bytes  # of extension headers between IP and TCP
         self.is_v6 = is_v6
         self.mtu = link_mtu
         self.raise_at = NEVER
@@ -41,8 +42,8 @@ class PathMtu:
 
     @property
     def header_bytes(self) -> int:
-        """IP and TCP header without options."""
-        return 60 if self.is_v6 else 40
+        """IP and TCP header without options, and what stands between them."""
+        return (60 if self.is_v6 else 40) + self.extra_bytes
 
     @property
     def mss(self) -> int:
