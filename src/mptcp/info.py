@@ -67,6 +67,7 @@ class PathInfo:
     loss_events: int = 0
     bytes_sent: int = 0
     bytes_acked: int = 0
+    weight: int = 1  # the application's preference; 0: only when nothing else works
 
 
 @dataclass(slots=True)
@@ -101,6 +102,8 @@ class SubflowInfo:
     congestion_control: str = ""
     interface: str = ""
     close_reason: str = ""
+    weight: int = 1  # the application's preference; 0: only when nothing else works
+    bytes_copied: int = 0  # sent here although another subflow carries them, too
 
 
 @dataclass(slots=True)

@@ -298,6 +298,8 @@ class Host(Environment):
         connection = opening.connect(self, config, Endpoint(source, port), remote, now)
         if learned:
             connection.note_learned()
+        elif config.multipath and config.race_plain_us < NEVER and (local is None or not local.port):
+            connection.race_at = now + config.race_plain_us
         self.connections[connection] = None
         return connection
 

@@ -62,6 +62,10 @@ class CongestionControl(ABC):
         self.mss_bytes = mss_bytes
         self.cwnd_bytes = max(self.cwnd_bytes, mss_bytes)
 
+    def on_close(self) -> None:  # noqa: B027 only those that are coupled have anything to do
+        """The subflow is over: coupled controllers forget it."""
 
-#: How a connection makes a controller for a new subflow: (mss_bytes, initial_window_bytes) -> controller.
+
+#: How a connection makes a controller for a new subflow: (mss_bytes, initial_window_bytes) -> controller. One that has a
+#: method ``for_connection`` (``coupled.Coupled``) is asked for a factory of the connection's own first.
 CongestionFactory = Callable[[int, int], CongestionControl]

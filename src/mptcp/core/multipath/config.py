@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from mptcp.core.multipath.special_addresses import Network
 from mptcp.core.path_managers.base import PathManager
-from mptcp.core.schedulers.base import Scheduler
+from mptcp.core.schedulers.base import Redundancy, Scheduler
 from mptcp.core.tcp.config import DEFAULT_TCP_CONFIG, TcpConfig
-from mptcp.core.units import SECOND
+from mptcp.core.units import NEVER, SECOND
 from mptcp.info import Endpoint
 
 
@@ -24,6 +25,9 @@ class ConnectionConfig:
     fastclose_by_reset: bool = True  # RFC 8684 §3.5: option R; False: option A
     scheduler: Callable[[], Scheduler] | None = None  # None: lowest RTT
     path_manager: Callable[[], PathManager] | None = None  # None: full mesh
+    redundancy: Redundancy = Redundancy.NONE  # the same octets over several subflows
+    race_plain_us: int = NEVER  # a connect without answer is raced by one without MPTCP after this (RFC 6555)
+    excluded_networks: tuple[Network, ...] = ()  # besides the special ones: never at either end of a further subflow
     max_subflows: int = 8
     max_remote_addresses: int = 8  # announced addresses that are remembered
     capable_syns: int = 3  # SYNs with MP_CAPABLE before one without is tried (RFC 8684 §3.1)

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable
 
 from mptcp.core.counters import Counters
-from mptcp.core.multipath import closing, inspection, joining, keys, transmission
+from mptcp.core.multipath import closing, inspection, joining, keys, racing, redundancy, strategy, transmission
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.data_receiver import DataReceiver
@@ -17,6 +17,7 @@ from mptcp.core.multipath.fallback import FallbackReason
 from mptcp.core.multipath.path_management import PathManagement
 from mptcp.core.multipath.role import Role
 from mptcp.core.multipath.subflow import Subflow
+from mptcp.core.schedulers.base import Redundancy
 from mptcp.core.schedulers.lowest_rtt import LowestRtt
 from mptcp.core.tcp.config import TcpConfig
 from mptcp.core.tcp.connection import Connection as TcpConnection
@@ -45,7 +46,7 @@ class Connection:
     __slots__ = (
         "_events", "fast_close", "armed_us", "asked_us", "last_progress_us", "lonely_since_us", "_half_closed", "_next_id", "plain",
         "_shut_read", "user_closed", "_window_check", "checksum", "config", "data_receiver", "data_sender",
-        "environment", "error", "fallback", "initial_id", "is_client", "is_fully_established", "local", "local_key",
+        "coupling", "environment", "error", "fallback", "first_dsn", "race_at", "redundancy", "rival", "initial_id", "is_client", "is_fully_established", "local", "local_key",
         "marked", "opened_us", "owner", "paths", "remote", "remote_denies_join", "remote_idsn", "remote_key",
         "remote_token", "scheduler", "state", "subflows_by_id", "token", "version", "was_multipath",
     )  # fmt: skip
@@ -79,8 +80,13 @@ class Connection:
         self._next_id = 1
         self.plain: TcpConnection | None = None
         self.data_receiver = DataReceiver(config.tcp.receive_buffer_bytes, config.tcp.receive_buffer_max_bytes)
+        self.first_dsn = 0  # of our stream
         self.data_sender = DataSender(0)
         self.scheduler = config.scheduler() if config.scheduler is not None else _LOWEST_RTT
+        self.redundancy = config.redundancy
+        self.coupling: strategy.Coupling | None = None
+        self.race_at = NEVER  # when a connect without an answer is raced by a plain one
+        self.rival: Subflow | None = None  # the one without MPTCP
         self.paths = PathManagement(self)
         self._events: EventQueue | None = None
         self.last_progress_us = 0
@@ -97,7 +103,8 @@ class Connection:
         self.token = keys.token_of(self.local_key, self.version)
         self.environment.register_token(self.token, self)
         # RFC 8684 §3.1: "The SYN with MP_CAPABLE occupies the first octet of data sequence space"
-        self.data_sender = DataSender(keys.idsn_of(self.local_key, self.version) + 1)
+        self.first_dsn = keys.idsn_of(self.local_key, self.version) + 1
+        self.data_sender = DataSender(self.first_dsn)
         self.was_multipath = True
 
     def set_remote_key(self, key: int, checksum: bool) -> None:
@@ -129,7 +136,7 @@ class Connection:
         # RFC 8754 §2: eight octets, and sixteen for each segment and the final destination
         extra = 8 + 16 * len({*segments, remote.address}) if segments else 0
         subflow.tcp = TcpConnection(
-            self.config.tcp, local, remote, environment.entropy, environment.counters, mtu=route.mtu,
+            strategy.tcp_config(self), local, remote, environment.entropy, environment.counters, mtu=route.mtu,
             gso_max_bytes=max(0, route.gso_max_bytes - extra), extension=subflow if multipath else None,
             isn=environment.new_isn(local, remote, now), extra_header_bytes=extra,
         )  # fmt: skip
@@ -411,6 +418,7 @@ class Connection:
         self.config = self.config.changed(tcp=config)
         tuner = self.data_receiver.tuner
         tuner.maximum = max(tuner.size, config.receive_buffer_max_bytes)
+        config = strategy.tcp_config(self)
         for subflow in self.subflows_by_id.values():
             subflow.tcp.set_config(config.changed(**subflow.overrides) if subflow.overrides else config)
         self.touch()
@@ -421,6 +429,10 @@ class Connection:
             if subflow.overrides:
                 subflow.overrides.pop(name, None)
         self.set_tcp_config(self.config.tcp.changed(**{name: value}))
+
+    def forget_rival(self) -> None:
+        """The race is over, and was as if it had never been: there is one subflow, the first."""
+        self._next_id = 2
 
     # --- called by subflows -------------------------------------------------------------------------------------------------
     def note_learned(self) -> None:
@@ -491,6 +503,7 @@ class Connection:
 
     def handle_subflow_timeout(self, subflow: Subflow, now: int) -> None:
         """An RTO: what the subflow carries is given to others, and it gets nothing new until it answers."""
+        self.paths.subflow_failing(subflow, now)
         others = frozenset(
             s.id for s in self.subflows_by_id.values() if s is not subflow and s.is_usable and not s.stale
         )
@@ -530,8 +543,11 @@ class Connection:
     def subflow_closed(self, subflow: Subflow, error: Exception | None, now: int) -> None:
         """A subflow is over (perhaps in TIME-WAIT): what it had in flight goes elsewhere."""
         self.touch()
+        subflow.tcp.sender.congestion.on_close()
         if self.plain is not None:
             return
+        if self.rival is not None and not self.rival.tcp.is_over:
+            return  # ``racing.settle`` says what becomes of the connection
         if self.state is ConnectionState.CONNECTING and not subflow.is_join:
             self.end(error or ConnectionWasReset("the connection was reset"), now)
             return
@@ -600,6 +616,8 @@ class Connection:
                 result = deadline
             if subflow.join_deadline < result:
                 result = subflow.join_deadline
+        if self.race_at < result:
+            result = self.race_at
         if self.plain is None and self.state is not ConnectionState.CLOSED:
             # A bound that costs nothing will do while it lies ahead: every acknowledgement moves it on.
             data = self.last_progress_us + closing.DATA_TIMEOUT_MIN_US
@@ -620,6 +638,8 @@ class Connection:
                 subflow.tcp.handle_timeout(now)
             if subflow.join_deadline <= now:
                 subflow.handle_join_deadline(now)
+        if self.race_at <= now:
+            racing.start(self, now)
         if self.plain is None and self.state is not ConnectionState.CLOSED:
             if self.paths.deadline() <= now:
                 self.paths.handle_timeout(now)
@@ -634,8 +654,14 @@ class Connection:
     # --- sending --------------------------------------------------------------------------------------------------------------
     def poll_segments(self, now: int) -> Iterable[tuple[Subflow, Segment]]:
         """Everything that may be sent now."""
+        if self.rival is not None:
+            racing.settle(self, now)
         if self.plain is None:
+            if self.paths.manager.watches_data:
+                self.paths.watch_data(now)
             if self.state is not ConnectionState.CONNECTING:
+                if redundancy.level_of(self) is Redundancy.ON_RETRANSMISSION:
+                    redundancy.copy_lost(self, now)
                 transmission.push(self, now)
             if self._window_check or self.data_receiver.tuner.next_at <= now:
                 self._tune(now)
@@ -665,6 +691,9 @@ class Connection:
         if self.plain is not None:
             self._follow_plain(now)
         return out
+
+    def push_copies(self, now: int) -> None:
+        redundancy.push_copies(self, now)
 
     def _tune(self, now: int) -> None:
         self._window_check = False

@@ -173,6 +173,15 @@ class DataSender:
         self._queue.appendleft(chunk)
         return True
 
+    def reinject_later(self, chunk: Chunk) -> bool:
+        """Queues one chunk after all others. False if it already waits."""
+        if self._queue is None:
+            self._queue = deque()
+        elif chunk in self._queue:
+            return False
+        self._queue.append(chunk)
+        return True
+
     def reinject_lost(self, acked_ssn: dict[int, int]) -> int:
         """Queues everything that TCP has delivered but the data level never acknowledged; how many chunks.
 

@@ -27,6 +27,7 @@ class FallbackReason(Enum):
     PEER_WITHOUT_MPTCP = "the SYN/ACK carried no MP_CAPABLE: the peer has no MPTCP, or a middlebox removed the option"
     CLIENT_WITHOUT_MPTCP = "the SYN carried no MP_CAPABLE"
     SYN_UNANSWERED = "SYNs with MP_CAPABLE got no answer, one without did"
+    LOST_RACE = "a SYN with MP_CAPABLE got no answer in time, one without did"
     VERSION = "the peer speaks another version of MPTCP"
     BAD_CAPABLE = "the peer's MP_CAPABLE was not acceptable"
     NO_THIRD_ACK = "the third packet of the handshake carried no MP_CAPABLE"

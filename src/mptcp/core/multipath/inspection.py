@@ -70,4 +70,6 @@ def subflow_info(subflow: Subflow) -> SubflowInfo:
         congestion_control=sender.congestion.name,
         interface=str(subflow.interface),
         close_reason=subflow.close_reason,
+        weight=subflow.path.weight,
+        bytes_copied=subflow.bytes_copied,
     )

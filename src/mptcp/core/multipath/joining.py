@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mptcp.core.multipath import local_addresses
 from mptcp.core.multipath.role import Role
+from mptcp.core.multipath.special_addresses import is_special
 from mptcp.core.wire.mptcp_options import (
     RST_ADMINISTRATIVELY_PROHIBITED,
     RST_LACK_OF_RESOURCES,
@@ -54,6 +55,10 @@ def open_subflow(
         raise PathError("the peer accepts no further subflows to its initial address", errno.ECONNREFUSED)
     if len(local.address) != len(remote.address):
         raise PathError("local and remote address are of different families")
+    for end in (local, remote):
+        if is_special(end.address, connection.config.excluded_networks):
+            # RFC 6897 §6.3: not beside SHIM6, HIP or Mobile IPv6; and a link-local address means another host elsewhere
+            raise PathError(f"{end.host} is no address for a further subflow: it is special or excluded")
     if len(connection.open_subflows()) >= connection.config.max_subflows:
         raise PathError(f"the limit of {connection.config.max_subflows} subflows is reached", errno.ENOBUFS)
     if connection.environment.route(local.address, interface) is None:
@@ -85,6 +90,9 @@ def accept_join(
     if connection.plain is not None or not connection.remote_key or connection.is_closing:
         return MpTcprst(RST_MPTCP_SPECIFIC)
     if connection.config.deny_join_initial and local == connection.local:
+        return MpTcprst(RST_ADMINISTRATIVELY_PROHIBITED)
+    if is_special(local.address, connection.config.excluded_networks):
+        connection.counters.bump("join_special_address")
         return MpTcprst(RST_ADMINISTRATIVELY_PROHIBITED)
     if not local_addresses.allows(connection, local.address):
         # RFC 6897 §5.3.2: "MPTCP MUST respect the application's choice and only use addresses that are explicitly

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from mptcp.core.multipath import keys, local_addresses
 from mptcp.core.multipath.events import EventKind
 from mptcp.core.multipath.local_addresses import LocalAddresses
+from mptcp.core.multipath.special_addresses import is_special
 from mptcp.core.path_managers.base import (
     Action,
     AnnounceAddress,
     CloseSubflow,
     Facts,
     OpenSubflow,
+    PathManager,
     SetBackup,
     WithdrawAddress,
 )
@@ -70,7 +72,7 @@ class PathManagement:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         factory = connection.config.path_manager
-        self.manager = factory() if factory is not None else FullMesh(connection.config.max_subflows)
+        self.manager: PathManager = factory() if factory is not None else FullMesh(connection.config.max_subflows)
         config = connection.config
         self.local: LocalAddresses | None = None  # None: every address of the host may be used
         if config.local_addresses is not None or config.excluded_addresses:
@@ -201,6 +203,29 @@ class PathManagement:
                 # What a manager asks for may have become impossible in the meantime; it hears of it as a fact.
                 connection.counters.bump("path_manager_action_failed")
 
+    def replace(self, manager: PathManager, now: int) -> None:
+        """Another manager takes over; it hears of what there is as of a connection just established."""
+        self.manager = manager
+        if self._connection.is_fully_established and not self._connection.is_closing:
+            self.run(manager.on_established(self.facts(now)), now)
+        self._connection.touch()
+
+    def watch_data(self, now: int) -> None:
+        """Data may have moved, and the manager wants to know how much there is."""
+        connection = self._connection
+        if not connection.is_fully_established or connection.is_closing:
+            return
+        sender = connection.data_sender
+        sent = sender.nxt - connection.first_dsn
+        if self.manager.is_needed(sent + connection.data_receiver.bytes_received, sender.stream.length, now):
+            self.run(self.manager.on_needed(self.facts(now)), now)
+
+    def subflow_failing(self, subflow: Subflow, now: int) -> None:
+        connection = self._connection
+        if connection.is_fully_established and connection.plain is None and not connection.is_closing:
+            timeouts = subflow.tcp.sender.consecutive_timeouts
+            self.run(self.manager.on_subflow_failing(self.facts(now), subflow.id, timeouts), now)
+
     def fully_established(self, now: int) -> None:
         self.run(self.manager.on_established(self.facts(now)), now)
         if self.local is not None:
@@ -312,6 +337,8 @@ class PathManagement:
         address = ipaddress.ip_address(remote.address)
         initial = ipaddress.ip_address(self._connection.remote.address)
         if address.is_unspecified or address.is_multicast or (address.is_loopback and not initial.is_loopback):
+            return False
+        if is_special(remote.address, self._connection.config.excluded_networks):
             return False
         return remote.address != b"\xff\xff\xff\xff" and remote.address not in (
             self._connection.environment.local_addresses()

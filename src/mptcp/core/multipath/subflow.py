@@ -67,9 +67,9 @@ class Subflow(Extension):
     """Created and owned by a ``Connection``; the host finds it by addresses and ports."""
 
     __slots__ = (
-        "_mapping", "bare_segments", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
+        "_mapping", "bare_segments", "bytes_copied", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
         "fin_signal",
-        "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "mapped_us", "mappings",
+        "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "lost_seen", "mapped_us", "mappings",
         "options_lost", "overrides", "path", "pending", "pinned", "remote_id", "remote_nonce", "reset_reason", "role",
         "segments", "signals", "stale",
         "tcp", "unmapped", "unmapped_bytes", "unmapped_since", "without_capable",
@@ -110,6 +110,8 @@ class Subflow(Extension):
         self.unmapped: list[tuple[int, memoryview]] | None = None
         self.unmapped_bytes = self.unmapped_since = 0
         self.bytes_reinjected = 0
+        self.bytes_copied = 0  # sent here although another subflow carries them, too
+        self.lost_seen = (0, 0)  # octets lost and retransmissions, when ``redundancy`` looked last
         self.tcp: TcpConnection  # set right after TCP has been made with this extension
         self.path: PathInfo
 

@@ -10,6 +10,7 @@ from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.data_sender import MAX_MAPPING, Chunk
 from mptcp.core.multipath.mapping import Mapping, dss_checksum
 from mptcp.core.multipath.subflow import Subflow
+from mptcp.core.schedulers.base import Redundancy
 from mptcp.core.units import NEVER
 from mptcp.core.wire.segment import Payload
 
@@ -25,11 +26,17 @@ USABLE_WINDOW_PERCENT = 60
 MAX_HELP_CHUNKS = 16
 LEAST_USED_WINDOW = 1460
 
+#: With copies of everything, segments of a mapping: what is short for a fast path is long for a slow one.
+MAX_COPIED_SEGMENTS = 8
+
 
 def push(connection: Connection, now: int) -> None:
     sender = connection.data_sender
     while sender.has_reinjections and push_reinjection(connection, now):
         pass
+    copied = connection.redundancy is Redundancy.ALL or connection.scheduler.redundancy is Redundancy.ALL
+    if copied:
+        connection.push_copies(now)
     stream = sender.stream
     tcp_config = connection.config.tcp
     while stream.length:
@@ -42,6 +49,8 @@ def push(connection: Connection, now: int) -> None:
         tcp = subflow.tcp
         mss = tcp.sender.mss
         length = min(stream.length, room, subflow.path.sendable_bytes, max(tcp.sender.gso_max_bytes, mss), MAX_MAPPING)
+        if copied:
+            length = min(length, MAX_COPIED_SEGMENTS * mss)
         if length < stream.length and length > mss:
             length -= length % mss
         if length < mss:
@@ -62,6 +71,9 @@ def push(connection: Connection, now: int) -> None:
         chunk = sender.assign(length, subflow.id)
         chunk.sent_us = now
         chunk.ssn_end = give(connection, subflow, chunk.dsn, chunk.payloads, length)
+        connection.scheduler.on_given(subflow.path, length)
+        if copied:
+            connection.push_copies(now)
     if len(connection.subflows_by_id) > 1 and (not stream.length or window_room(connection) < LEAST_USED_WINDOW):
         help_out(connection, now)
     if sender.fin_dsn >= 0 and not sender.fin_sent and not stream.length and send_data_fin(connection):

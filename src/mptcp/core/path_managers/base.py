@@ -60,6 +60,8 @@ class PathManager(ABC):
     __slots__ = ()
 
     name = ""
+    #: While True, ``is_needed`` is asked whenever data may have moved.
+    watches_data: bool = False
 
     def on_established(self, facts: Facts) -> Sequence[Action]:
         """The connection may now carry further subflows (fully established)."""
@@ -79,6 +81,18 @@ class PathManager(ABC):
 
     def on_subflow_closed(self, facts: Facts, local: Endpoint, remote: Endpoint, reason: str) -> Sequence[Action]:
         """A subflow ended, by either side or by failure; ``facts.paths`` no longer has it."""
+        return ()
+
+    def on_subflow_failing(self, facts: Facts, subflow_id: int, timeouts: int) -> Sequence[Action]:
+        """A subflow has had ``timeouts`` retransmission timeouts in a row; it is still open."""
+        return ()
+
+    def is_needed(self, carried_bytes: int, waiting_bytes: int, now: int) -> bool:
+        """Whether to call ``on_needed``: octets of the stream sent and received so far, and those that wait to be sent."""
+        return False
+
+    def on_needed(self, facts: Facts) -> Sequence[Action]:
+        """What ``is_needed`` has said."""
         return ()
 
     def on_timer(self, facts: Facts) -> Sequence[Action]:

@@ -21,15 +21,19 @@ class FullMesh(PathManager):
     """The client opens, the server announces its further addresses; a lost subflow is opened again with back-off.
 
     ``limit`` counts all subflows of the connection. One address pair gets one subflow. Subflows from one of
-    ``backup_addresses`` (packed) are only for when no other works.
+    ``backup_addresses`` (packed) are only for when no other works. With ``standby`` that is so of every subflow that is
+    opened while there is a regular one.
     """
 
-    __slots__ = ("_retry", "backup_addresses", "limit")
+    __slots__ = ("_retry", "backup_addresses", "limit", "standby")
 
     name = "fullmesh"
 
-    def __init__(self, limit: int = 8, backup_addresses: frozenset[bytes] = frozenset()) -> None:
+    def __init__(
+        self, limit: int = 8, backup_addresses: frozenset[bytes] = frozenset(), standby: bool = False
+    ) -> None:
         self.limit = limit
+        self.standby = standby
         self.backup_addresses = backup_addresses
         # pair -> (when to try again, how often so far, when it worked again)
         self._retry: dict[tuple[bytes, Endpoint], tuple[int, int, int]] = {}
@@ -91,6 +95,7 @@ class FullMesh(PathManager):
     def _missing(self, facts: Facts, again: frozenset[tuple[bytes, Endpoint]] = frozenset()) -> list[Action]:
         room = self.limit - len(facts.paths)
         used = {(path.local.address, path.remote) for path in facts.paths}
+        standby = self.standby and any(not path.backup and not path.stale for path in facts.paths)
         actions: list[Action] = []
         for local in facts.local_addresses:
             for remote in facts.remote_endpoints:
@@ -100,5 +105,5 @@ class FullMesh(PathManager):
                 if len(local) != len(remote.address) or pair in used or (pair in self._retry and pair not in again):
                     continue
                 used.add(pair)
-                actions.append(OpenSubflow(Endpoint(local, 0), remote, local in self.backup_addresses))
+                actions.append(OpenSubflow(Endpoint(local, 0), remote, standby or local in self.backup_addresses))
         return actions

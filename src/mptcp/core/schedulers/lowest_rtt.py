@@ -20,12 +20,12 @@ class LowestRtt(Scheduler):
         best: PathInfo | None = None
         regular = False
         for path in paths:
-            if not path.backup and not path.stale:
+            if not path.backup and not path.stale and path.weight:
                 regular = True
                 break
         for path in paths:
             # RFC 8684 §3.3.8: "SHOULD NOT be used to send data unless there are no usable subflows where B=0"
-            if path.sendable_bytes <= 0 or (regular and (path.backup or path.stale)):
+            if path.sendable_bytes <= 0 or (regular and (path.backup or path.stale or not path.weight)):
                 continue
             if best is None or _rank(path) < _rank(best):
                 best = path

@@ -443,6 +443,8 @@ class Connection:
     def set_config(self, config: TcpConfig, now: int | None = None) -> None:
         """Changed options (TCP_NODELAY, TCP_CORK, keep-alive, ...). Timers among them count from ``now``."""
         before, self.config = self.config, config
+        if config.congestion is not before.congestion:
+            handshake.change_congestion(self)
         self.sender.set_config(config)
         self.receiver.ack.delay_us = config.delayed_ack_us
         tuner = self.receiver.tuner

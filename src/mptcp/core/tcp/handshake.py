@@ -212,11 +212,21 @@ def make_congestion(connection: Connection, mss: int) -> CongestionControl:
     return factory(mss, initial_window_bytes(mss, segments))
 
 
+def change_congestion(connection: Connection) -> None:
+    """Another controller goes on with the windows of the one before."""
+    sender = connection.sender
+    old, new = sender.congestion, make_congestion(connection, sender.mss)
+    new.cwnd_bytes, new.ssthresh_bytes = old.cwnd_bytes, old.ssthresh_bytes
+    old.on_close()
+    sender.congestion = new
+
+
 def start_sending(connection: Connection, now: int) -> None:
     """Options are negotiated: the sender learns the segment size and begins with a fresh congestion window."""
     sender = connection.sender
     mss = connection.send_mss
     sender.set_mss(mss)
+    sender.congestion.on_close()
     sender.congestion = make_congestion(connection, mss)
     sender.gso_max_bytes = max(mss, connection.gso_max_bytes)
     sender.sack_enabled = connection.receiver.sack_enabled
