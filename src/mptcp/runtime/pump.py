@@ -25,11 +25,14 @@ from mptcp.runtime.seat import Seat
 from mptcp.runtime.waiting import Parked, Source
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from mptcp.core.host import Host
     from mptcp.core.multipath.connection import Connection
     from mptcp.core.multipath.listener import Listener
     from mptcp.core.packet import Packet
     from mptcp.links.base import Link
+    from mptcp.runtime.aio import LoopDriver
 
 #: Packets taken from one link before what answers them is sent: acknowledgements must not wait for a whole burst.
 RECEIVE_BATCH = 64
@@ -92,6 +95,7 @@ class Pump:
         self._stepped_us = 0  # when a driver last handled what had come
         self._served = 0  # the thread whose wait ended last, and how often in a row
         self._services = 0
+        self.loops: list[LoopDriver] = []  # event loops with users of this pump; the first to come drives
         self._background = Background(self) if background else None
         _pumps.add(self)
         if self._background is not None:
@@ -122,7 +126,7 @@ class Pump:
         self._notify()
         if driver is not None and driver.asleep_until:
             ready = self._driver_ready
-            if driver.asleep_until > self._deadline() or (ready is not None and ready()):
+            if driver.asleep_until > self.poll_deadline() or (ready is not None and ready()):
                 driver.rouse()
         return now
 
@@ -138,7 +142,7 @@ class Pump:
             if self.clock() >= deadline:
                 return False
             driver = self.driver
-            if driver is None or self._is_background(driver):
+            if driver is None or self.is_resting(driver):
                 self._drive(ready, deadline)
             elif self._served == me and self._services >= REGULAR_SERVICES:
                 # A bulk transfer: its thread has been woken by another one for every step. It takes the seat; the
@@ -165,18 +169,36 @@ class Pump:
     def poll(self) -> None:
         """Handles what has already come in, without waiting, unless a thread of the application drives anyway."""
         driver = self.driver
-        if driver is None or self._is_background(driver):
+        if driver is not None and driver.is_looped:
+            self.step(driver, 0)  # on behalf of the loop, which keeps its seat
+            if not driver.asleep_until:
+                driver.interrupt()  # ``step`` may have taken the news that was meant to make the loop look
+            elif driver.asleep_until > self.poll_deadline():
+                driver.rouse()
+        elif driver is None or self.is_resting(driver):
             seat = self.take_seat()
             try:
                 self.step(seat, 0)
             finally:
-                if self.leave_seat(seat) and self._background is not None:
-                    self._background.stand_by()
+                if self.leave_seat(seat):
+                    self.hand_over(to_parked=False)
 
     def rouse(self) -> None:
         """A condition that somebody waits for has changed by other means than a packet or a timer."""
         if self.driver is not None:
             self.driver.rouse()
+
+    def loop_driver(self, loop: AbstractEventLoop) -> LoopDriver:
+        """In ``loop``, while it runs: what drives this pump from there, made at the first call."""
+        for driver in self.loops:
+            if driver.loop is loop:
+                return driver
+        return self._new_loop_driver(loop)
+
+    def _new_loop_driver(self, loop: AbstractEventLoop) -> LoopDriver:
+        from mptcp.runtime.aio import LoopDriver  # asyncio costs a program that does not use it nothing
+
+        return LoopDriver(self, loop)
 
     # --- for whoever drives ---------------------------------------------------------------------------------------
     def step(self, seat: Seat, deadline: int) -> None:
@@ -186,7 +208,7 @@ class Pump:
         """
         host = self.host
         now = self.clock()
-        until = min(deadline, self._deadline())
+        until = min(deadline, self.poll_deadline())
         if self.orphans:
             self._close_orphans(now)
             until = 0
@@ -255,6 +277,13 @@ class Pump:
         self.shifts += 1
         return True
 
+    def hand_over(self, to_parked: bool = True) -> None:
+        """Nobody drives now: somebody that waits, an event loop or the background thread is asked to."""
+        if to_parked and self._parked:
+            self._parked[0].wake()
+        elif not any(loop.stand_by() for loop in self.loops) and self._background is not None:
+            self._background.stand_by()
+
     def abandon_later(self, left: Sequence[Connection | Listener]) -> None:
         """Without the lock, from a finalizer: whoever drives closes what nobody holds any more."""
         self.orphans.extend(left)
@@ -263,12 +292,15 @@ class Pump:
             driver.interrupt()
 
     # --- inside ---------------------------------------------------------------------------------------------------
-    def _deadline(self) -> int:
+    def poll_deadline(self) -> int:
+        """When ``step`` is to be called at the latest; NEVER."""
         deadline = self.host.poll_deadline()
         return min(self._retry_us, self._alarm_us, deadline)
 
-    def _is_background(self, seat: Seat) -> bool:
-        return self._background is not None and self._background.seat is seat
+    def is_resting(self, seat: Seat) -> bool:
+        """Whether whoever sits there waits for nothing itself, and gives way to any thread that does: the background
+        thread, or an event loop (which may be stopped, or be what called the thread that wants to wait)."""
+        return seat.is_looped or (self._background is not None and self._background.seat is seat)
 
     def _drive(self, ready: Callable[[], bool], deadline: int) -> None:
         seat = self.take_seat()
@@ -282,19 +314,14 @@ class Pump:
                 regular = self._served == threading.get_ident() and self._services >= REGULAR_SERVICES
                 # A regular will be back at once: to hand the seat over and to take it back would be two switches.
                 # Should it not come, the background thread notices.
-                if self._parked and not regular:
-                    self._parked[0].wake()
-                elif self._background is not None:
-                    self._background.stand_by()
+                self.hand_over(to_parked=not regular)
 
     def _park(self, source: Source, ready: Callable[[], bool], deadline: int) -> None:
         parked: Parked | None = getattr(self._local, "parked", None)
         if parked is None:
             parked = self._local.parked = Parked()
         parked.prepare(ready)
-        if source.parked is None:
-            source.parked = []
-        source.parked.append(parked)
+        source.add_waiter(parked)
         self._parked.append(parked)
         timeout = -1.0 if deadline >= NEVER else min((deadline - self.clock()) / SECOND, threading.TIMEOUT_MAX)
         self.lock.release()
@@ -303,15 +330,10 @@ class Pump:
         finally:
             self._relock()
             self._parked.remove(parked)
-            source.parked.remove(parked)
-            if not source.parked:
-                source.parked = None
+            source.remove_waiter(parked)
             if self.driver is None:
                 # Woken to drive, perhaps, and leaving instead: somebody else must.
-                if self._parked:
-                    self._parked[0].wake()
-                elif self._background is not None:
-                    self._background.stand_by()
+                self.hand_over()
 
     def _relock(self) -> None:
         """Takes the lock even if a signal handler raises meanwhile: the caller's ``with`` will release it."""
@@ -444,6 +466,8 @@ class Pump:
         if self._background is not None:
             self._background.stop()
         with self.lock:
+            for loop in list(self.loops):
+                loop.end()
             for seat in self._free_seats:  # one that is in use is closed by its driver
                 seat.close()
             self._free_seats.clear()
@@ -457,6 +481,8 @@ class Pump:
         self.lock = threading.RLock()
 
     def _wake_all(self) -> None:
+        for loop in list(self.loops):
+            loop.wake_all()
         for parked in self._parked:
             parked.wake()
         if self.driver is not None:

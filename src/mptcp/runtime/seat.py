@@ -14,13 +14,14 @@ class Seat:
     ``poll``, ``interrupt`` and ``fileno`` are called with the pump's lock.
     """
 
-    __slots__ = ("_epoll", "_wake_fd", "asleep_until")
+    __slots__ = ("_epoll", "_wake_fd", "asleep_until", "is_looped")
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self.asleep_until = 0  # while its driver waits: when it will look again by itself
+        self.is_looped = False  # an event loop sits here
 
     def fileno(self) -> int:
         """Readable when a link or ``rouse`` wants attention."""

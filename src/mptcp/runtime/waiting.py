@@ -1,4 +1,4 @@
-"""How threads wait for something of a host: a source that can become ready, and a thread parked until it does."""
+"""How threads and event loops wait for something of a host: a source that can become ready, and who waits until it does."""
 
 from __future__ import annotations
 
@@ -7,16 +7,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 
-class Parked:
+class Waiter(ABC):
+    """Who waits for a source: ``wake`` is called when ``ready()`` holds."""
+
+    __slots__ = ("ready",)
+
+    def __init__(self, ready: Callable[[], bool]) -> None:
+        self.ready = ready
+
+    @abstractmethod
+    def wake(self) -> None:
+        """With the pump's lock; never blocks or raises."""
+
+
+class Parked(Waiter):
     """One thread that waits while another drives. Made once per thread, used again for every wait."""
 
-    __slots__ = ("_gate", "_woken", "ready")
+    __slots__ = ("_gate", "_woken")
 
     def __init__(self) -> None:
+        super().__init__(bool)
         self._gate = threading.Lock()
         self._gate.acquire()
         self._woken = False
-        self.ready: Callable[[], bool] = bool
 
     def prepare(self, ready: Callable[[], bool]) -> None:
         """With the pump's lock: from now on ``wake`` ends the next ``park``."""
@@ -44,10 +57,23 @@ class Source(ABC):
     __slots__ = ("parked",)
 
     def __init__(self) -> None:
-        self.parked: list[Parked] | None = None  # threads that wait for this while another drives
+        self.parked: list[Waiter] | None = None  # who waits for this while another drives
+
+    def add_waiter(self, waiter: Waiter) -> None:
+        """With the pump's lock: from now on ``wake_ready`` asks this one, too."""
+        if self.parked is None:
+            self.parked = []
+        self.parked.append(waiter)
+
+    def remove_waiter(self, waiter: Waiter) -> None:
+        """With the pump's lock; one that is not there is no error."""
+        if self.parked is not None and waiter in self.parked:
+            self.parked.remove(waiter)
+            if not self.parked:
+                self.parked = None
 
     def wake_ready(self) -> None:
-        """With the pump's lock: wakes the threads whose condition holds now."""
+        """With the pump's lock: wakes those whose condition holds now."""
         if self.parked:
             for parked in self.parked:
                 if parked.ready():

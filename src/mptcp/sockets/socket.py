@@ -197,12 +197,21 @@ class Socket(Transfer):
                 raise os_error(errno.EINVAL)
             if not self._is_acceptable():
                 self._await(self._is_acceptable, 0, self._options.receive_timeout_us)
-            connection, self._accepted = self._accepted, None
-            if connection is None:
+            accepted = self.accept_now()
+            if accepted is None:
                 raise os_error(errno.EINVAL)  # shut down while we waited
-            accepted = self._stack.adopt(connection, self._family, self._config, self._options)
-            self._show()
-        return accepted, from_endpoint(self._family, connection.remote)
+        return accepted, from_endpoint(self._family, accepted._the_connection().remote)
+
+    def accept_now(self) -> Socket | None:
+        """With the lock: a connection that waits to be accepted, if one does."""
+        if not self._is_acceptable():
+            return None
+        connection, self._accepted = self._accepted, None
+        if connection is None:
+            return None
+        accepted = self._stack.adopt(connection, self._family, self._config, self._options)
+        self._show()
+        return accepted
 
     # --- ending ------------------------------------------------------------------------------------------------------
     def shutdown(self, how: int) -> None:

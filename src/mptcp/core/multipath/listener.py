@@ -7,7 +7,7 @@ from mptcp.core.multipath.connection import Connection
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.info import Endpoint
 
-#: Half-open connections of one listener (RFC 4987 §3.2 calls it the backlog of the SYN queue).
+#: Half-open connections of one listener (RFC 4987 §3.2 calls it the backlog of the SYN queue), or its backlog, if larger.
 MAX_HALF_OPEN = 512
 
 
@@ -35,7 +35,7 @@ class Listener:
         """A SYN has made ``connection``; the oldest half-open one makes room if need be."""
         # RFC 4987 §3.3, "Recycling the Oldest Half-Open TCB": an attack then costs those who take longest, and memory
         # stays bounded.
-        while len(self.half_open) >= MAX_HALF_OPEN:
+        while len(self.half_open) >= max(MAX_HALF_OPEN, self.backlog):
             oldest = next(iter(self.half_open))
             del self.half_open[oldest]
             self.recycled += 1
