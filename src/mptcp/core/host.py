@@ -418,6 +418,9 @@ class Host(Environment):
                     listener.overflows += 1
                     self.counters.bump("listen_overflow")
                     return
+                if opening.must_ignore(segment):
+                    self.counters.bump("syn_extensible_ignored")
+                    return
                 connection = opening.accept(self, listener.config, local, remote, segment, now)
                 connection.owner = listener
                 self.connections[connection] = None

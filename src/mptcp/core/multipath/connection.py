@@ -324,7 +324,8 @@ class Connection:
             self.touch()
             return
         subflows = self.open_subflows()
-        if self.plain is None and self.remote_key and not self.config.fastclose_by_reset and subflows:
+        by_reset = self.config.fastclose_by_reset and self.version > 0  # RFC 6824 has the ACK alone
+        if self.plain is None and self.remote_key and not by_reset and subflows:
             # RFC 8684 §3.5, option A: "an ACK containing the MP_FASTCLOSE option on one subflow ... On all the other
             # subflows, Host A sends a regular TCP RST"
             chosen = self.signalling_subflow() or subflows[0]

@@ -12,6 +12,7 @@ from mptcp.core.wire.mptcp_options import (
     FLAG_CHECKSUM,
     FLAG_DENY_JOIN_INITIAL,
     FLAG_EXTENSIBLE,
+    FLAG_HMAC_SHA256,
     RST_MPTCP_SPECIFIC,
     Dss,
     MpCapable,
@@ -36,11 +37,12 @@ def handle_capable_syn_ack(subflow: Subflow, segment: Segment) -> FallbackReason
         return FallbackReason.SYN_UNANSWERED if subflow.without_capable else FallbackReason.PEER_WITHOUT_MPTCP
     if capable.version != connection.version:
         return FallbackReason.VERSION
-    if capable.sender_key is None or not capable.flags & 0x1F or capable.flags & FLAG_EXTENSIBLE:
+    # RFC 8684 §3.1: "The responder responds with only 1 bit set -- this is the chosen algorithm." There is but one.
+    if capable.sender_key is None or not capable.flags & FLAG_HMAC_SHA256 or capable.flags & FLAG_EXTENSIBLE:
         return FallbackReason.BAD_CAPABLE
     # RFC 8684 §3.1: "if either host requires the use of checksums, checksums MUST be used"
     connection.set_remote_key(capable.sender_key, bool(capable.flags & FLAG_CHECKSUM))
-    connection.remote_denies_join = bool(capable.flags & FLAG_DENY_JOIN_INITIAL)
+    connection.remote_denies_join = bool(capable.flags & FLAG_DENY_JOIN_INITIAL) and connection.version > 0
     return FallbackReason.NONE
 
 
@@ -103,6 +105,10 @@ def _handle_third_ack(subflow: Subflow, segment: Segment, now: int) -> Verdict:
         if segment.flags & RST:
             return Verdict.ACCEPT
         if any(type(o) is Dss for o in segment.options.mptcp):
+            if connection.version == 0:
+                # RFC 6824 §3.1: the key was in the SYN; its repetition is lost or late, and the path carries options.
+                subflow.pending = False
+                return Verdict.ACCEPT
             # A later packet has overtaken the third one, or that one is lost: without the client's key nothing can
             # be made of a DSS. Our SYN/ACK, sent again, makes the client repeat its key.
             connection.counters.bump("data_before_key")
@@ -111,7 +117,11 @@ def _handle_third_ack(subflow: Subflow, segment: Segment, now: int) -> Verdict:
         # MUST fall back to operating as a regular, single-path TCP session."
         fall_back(connection, subflow, FallbackReason.NO_THIRD_ACK, now)
         return Verdict.ACCEPT
-    if capable.sender_key is None or capable.receiver_key != connection.local_key:
+    if (
+        capable.sender_key is None
+        or capable.receiver_key != connection.local_key
+        or (connection.version == 0 and capable.sender_key != connection.remote_key)
+    ):
         connection.counters.bump("capable_bad_key")
         fall_back(connection, subflow, FallbackReason.BAD_CAPABLE, now)
         return Verdict.ACCEPT

@@ -11,6 +11,7 @@ from mptcp.core.wire.mptcp_options import (
     FLAG_CHECKSUM,
     FLAG_DENY_JOIN_INITIAL,
     FLAG_EXTENSIBLE,
+    FLAG_HMAC_SHA256,
     MpCapable,
 )
 from mptcp.core.wire.segment import Segment
@@ -68,6 +69,16 @@ def accept(
     return connection
 
 
+def must_ignore(syn: Segment) -> bool:
+    """Whether a SYN is not to be answered at all."""
+    # RFC 6824 §3.1: "If receiving a message with the 'B' flag set to 1, and this is not understood, then this SYN MUST be
+    # silently ignored; the sender is expected to retry with a format compatible with this legacy specification."
+    for option in syn.options.mptcp:
+        if isinstance(option, MpCapable) and option.version == 0 and option.flags & FLAG_EXTENSIBLE:
+            return True
+    return False
+
+
 def _judge_capable_syn(config: ConnectionConfig, capable: MpCapable | None) -> FallbackReason:
     if not config.multipath:
         return FallbackReason.DISABLED
@@ -76,7 +87,9 @@ def _judge_capable_syn(config: ConnectionConfig, capable: MpCapable | None) -> F
     # RFC 8684 §3.1: "If receiving a message with the "B" flag set to 1 and this is not understood, then the
     # MP_CAPABLE in this SYN MUST be silently ignored"; "If flag bits "D" through "H" are all 0, the MP_CAPABLE
     # option MUST be treated as invalid and ignored"
-    if capable.flags & FLAG_EXTENSIBLE or not capable.flags & 0x1F:
+    # "If a responder does not support (or does not want to support) any of the initiator's proposals, it MUST respond
+    # without an MP_CAPABLE option, thus forcing a fallback to regular TCP."
+    if capable.flags & FLAG_EXTENSIBLE or not capable.flags & FLAG_HMAC_SHA256:
         return FallbackReason.BAD_CAPABLE
     if capable.version == 0 and capable.sender_key is None:
         return FallbackReason.BAD_CAPABLE

@@ -265,9 +265,10 @@ class PathManagement:
         if connection.version:
             mac = keys.add_addr_hmac(connection.local_key, connection.remote_key, address_id, local.address, port)
         option = AddAddr(address_id, local.address, port, False, mac, connection.version)
-        if self._announced is None:
-            self._announced = {}
-        self._announced[address_id] = _Announcement(option, now + connection.config.announce_retry_us)
+        if connection.version:
+            if self._announced is None:
+                self._announced = {}
+            self._announced[address_id] = _Announcement(option, now + connection.config.announce_retry_us)
         self._signal(option)
         return address_id
 
@@ -286,9 +287,16 @@ class PathManagement:
 
     def _signal(self, option: AddAddr | RemoveAddr) -> bool:
         subflow = self._connection.signalling_subflow()
-        if subflow is not None:
-            subflow.signal(option)
-        return subflow is not None
+        if subflow is None:
+            return False
+        subflow.signal(option)
+        if self._connection.version == 0:
+            # RFC 6824 §3.4.1 has no echo: "In order to minimize the impact of the loss of these options, however, it is
+            # RECOMMENDED that a sender should send these options on all available subflows."
+            for other in self._connection.open_subflows():
+                if other is not subflow and other.is_usable:
+                    other.signal(option)
+        return True
 
     # --- what the peer says -------------------------------------------------------------------------------------------
     def handle_add_addr(self, subflow: Subflow, option: AddAddr, now: int) -> None:

@@ -231,6 +231,9 @@ class Subflow(Extension):
         )  # fmt: skip
 
     def reset_options(self) -> tuple[MptcpOption, ...]:
+        if self.connection.version == 0:
+            # RFC 6824 knows MP_FAIL on a RST (§3.6), and neither MP_TCPRST nor MP_FASTCLOSE there.
+            return (self.reset_reason,) if isinstance(self.reset_reason, MpFail) else ()
         if self.reset_reason is None:
             return (MpTcprst(0),)
         if isinstance(self.reset_reason, MpTcprst):
@@ -388,6 +391,10 @@ class Subflow(Extension):
                 return Verdict.RESET
             connection.counters.bump("infinite_mapping_with_subflows")
             return self._broken(RST_MPTCP_SPECIFIC)
+        if connection.version == 0 and not connection.checksum:
+            # RFC 6824 §3.3: "If a checksum is present, but its use had not been negotiated in the MP_CAPABLE handshake,
+            # the checksum field MUST be ignored."
+            dss.checksum = None
         if (dss.checksum is None) == connection.checksum:
             # RFC 8684 §3.3: "If a checksum is present but its use had not been negotiated ..., the receiver MUST close
             # the subflow with a RST" and "If a checksum is not present when its use has been negotiated" likewise
