@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from mptcp.core.multipath.config import ConnectionConfig
+    from mptcp.info import Endpoint
     from mptcp.sockets.socket import Socket
 
 
@@ -46,6 +47,10 @@ class Stack(ABC):
         config: ConnectionConfig | None = None,
     ) -> Socket:
         """A new, unconnected socket; OSError (EAFNOSUPPORT, EPROTONOSUPPORT, ...) where there is no such thing."""
+
+    def preferred_local(self, remote: Endpoint) -> Endpoint | None:
+        """Where a connection to ``remote`` shall start from if its socket is not bound; None: the stack's own choice."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -139,7 +139,7 @@ class Socket(Transfer):
     def _connect_local(self, remote: Endpoint) -> Endpoint | None:
         bound = self._bound
         if bound is None:
-            return None
+            return self._stack.preferred_local(remote)
         if bound.is_unspecified:  # of the family of the peer: an IPv6 socket may talk to a mapped IPv4 address
             return Endpoint(bytes(len(remote.address)), bound.port)
         return bound

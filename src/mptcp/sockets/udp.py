@@ -1,0 +1,158 @@
+"""The user-space stack over UDP: no privilege, through NATs, to other such stacks."""
+
+from __future__ import annotations
+
+import errno
+import socket as std
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mptcp.core.multipath.config import ConnectionConfig
+from mptcp.errors import ConfigurationError, HostUnreachable
+from mptcp.info import Endpoint
+from mptcp.links._addresses import local_addresses
+from mptcp.links.base import Link
+from mptcp.links.udp import UdpLink
+from mptcp.links.udp_node import UdpNode
+from mptcp.links.udp_socket import sockaddr
+from mptcp.sockets.socket import Socket
+from mptcp.sockets.user import UserStack
+
+#: Seconds that a peer has to answer.
+REACH_TIMEOUT_S = 10.0
+#: RFC 8305 §5: "Connection Attempt Delay", the seconds between attempts to reach the addresses of one name.
+ATTEMPT_DELAY_S = 0.25
+
+
+class UdpStack(UserStack):
+    """``with UdpStack(["192.0.2.1", "2001:db8::1"], 4000) as stack: ...``: one UDP socket, one path, an address.
+
+    ``addresses`` are this machine's, each as text, or with the interface that shall carry it ("192.0.2.1%wlan0"); none:
+    ``usable_addresses()``. ``port`` is the UDP port of all of them; 0: any. Other stacks are found with ``reach``; from
+    then on their virtual addresses work like any other of AF_INET6. ``wrap`` puts links around links (captures,
+    faults). Other arguments: ``UserStack``'s and, in ``link_options``, ``UdpLink``'s.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str] | None = None,
+        port: int = 0,
+        *,
+        node: UdpNode | None = None,
+        wrap: Callable[[UdpLink], Link] = lambda link: link,
+        link_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.node = node or UdpNode()
+        self.links: list[UdpLink] = []
+        try:
+            for text in usable_addresses() if addresses is None else addresses:
+                address, _, device = text.partition("%")
+                link = UdpLink(
+                    address, port, node=self.node, name=f"udp-{address}", **{"device": device, **(link_options or {})}
+                )
+                self.links.append(link)
+            inner = {link.name: link.addresses for link in self.links}
+            super().__init__([wrap(link) for link in self.links], inner, **options)
+        except BaseException:
+            for link in self.links:
+                link.close()
+            raise
+        self._by_address = {Endpoint.parse(link.address).address: link for link in self.links}
+
+    @property
+    def virtual_addresses(self) -> list[str]:
+        """Those of this stack, one per UDP socket, in the order of the addresses."""
+        return [link.address for link in self.links]
+
+    def reach(self, host: str, port: int, timeout: float | None = REACH_TIMEOUT_S) -> str:
+        """The virtual address of the stack that listens on that UDP endpoint; waits up to ``timeout`` seconds for it.
+
+        A name's addresses are tried one after the other, a quarter of a second apart; the first that answers it is.
+        OSError: the name is not known (gaierror), nobody answers (EHOSTUNREACH), no address of ours fits.
+        """
+        self.pump.check()
+        deadline = time.monotonic() + (timeout if timeout is not None else 3600.0)
+        found = std.getaddrinfo(host, port, 0, std.SOCK_DGRAM)
+        wheres = list(dict.fromkeys(_where(family, target) for family, *_, target in found))
+        introductions = []
+        for where in wheres:
+            introductions.append(self.node.introduce([where]))
+            until = min(time.monotonic() + ATTEMPT_DELAY_S, deadline)
+            while time.monotonic() < until and not introductions[-1].is_done and not _first(introductions):
+                introductions[-1].wait(max(0.001, min(0.02, until - time.monotonic())))
+            if _first(introductions):
+                break
+        while not _first(introductions):
+            running = [introduction for introduction in introductions if not introduction.is_done]
+            left = deadline - time.monotonic()
+            if not running or left <= 0:
+                reasons = "; ".join(dict.fromkeys(i.error for i in introductions if i.error)) or "nobody answers there"
+                raise HostUnreachable(f"no mptcp stack could be reached at {host} port {port} by UDP: {reasons}")
+            running[0].wait(min(0.05, left))
+            self.pump.check()
+        return Endpoint(_first(introductions)).host
+
+    def connect_udp(
+        self,
+        address: tuple[str, int],
+        port: int,
+        timeout: float | None = None,
+        *,
+        config: ConnectionConfig | None = None,
+    ) -> Socket:
+        """A connected socket: to TCP ``port`` of the stack at the UDP endpoint ``address``. OSError as of ``connect``."""
+        virtual = self.reach(*address, timeout=REACH_TIMEOUT_S if timeout is None else timeout)
+        sock = self.socket(std.AF_INET6, config=config)
+        try:
+            sock.settimeout(timeout)
+            sock.connect((virtual, port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def preferred_local(self, remote: Endpoint) -> Endpoint | None:
+        """The first of our addresses that has a path to ``remote``."""
+        for address, link in self._by_address.items():
+            if link.has_path(remote.address):
+                return Endpoint(address)
+        return None
+
+
+def usable_addresses(towards: str = "") -> list[str]:
+    """This machine's addresses for paths to other machines, the one the system would use for ``towards`` (an address)
+    first; without any, or towards a loopback address, those of loopback."""
+    known = local_addresses()
+    if not towards or (not Endpoint.parse(towards).address.startswith(b"\x7f") and towards != "::1"):
+        usable = [str(local.network.ip) for local in known if local.is_usable]
+        if usable:
+            best = _source_for(towards) if towards else ""
+            return sorted(dict.fromkeys(usable), key=lambda address: address != best)
+    return list(dict.fromkeys(str(local.network.ip) for local in known if local.is_loopback))
+
+
+def _source_for(towards: str) -> str:
+    """The address the system would send from."""
+    family = std.AF_INET6 if ":" in towards else std.AF_INET
+    with std.socket(family, std.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((towards, 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0]).partition("%")[0]
+
+
+def _where(family: int, target: tuple[Any, ...]) -> bytes:
+    if family not in (std.AF_INET, std.AF_INET6):
+        raise ConfigurationError(f"UDP to {target} is not possible: {errno.errorcode[errno.EAFNOSUPPORT]}")
+    return sockaddr(Endpoint.parse(str(target[0]), int(target[1])), target[3] if len(target) > 3 else 0)
+
+
+def _first(introductions: Sequence[Any]) -> bytes:
+    for introduction in introductions:
+        if introduction.address:
+            address: bytes = introduction.address
+            return address
+    return b""
