@@ -237,10 +237,6 @@ class Connection:
         """There has never been another subflow: no octets have been given to two, or come over another one."""
         return self._next_id == 2
 
-    def may_take_bare_data(self, subflow: Subflow) -> bool:
-        """Data without a mapping can only be what comes next: there never was another subflow, and nothing is missing."""
-        return self.never_branched and self.may_fall_back(subflow) and not len(subflow.mappings)
-
     def signalling_subflow(self) -> Subflow | None:
         """Where signals that concern the connection go: the usable subflow with the lowest RTT."""
         usable = [s for s in self.subflows_by_id.values() if s.is_usable]

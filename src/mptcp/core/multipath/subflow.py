@@ -49,13 +49,6 @@ MAX_SIGNALS = 32
 #: So many acknowledgements of data in a row without any MPTCP option are no accident.
 MAX_OPTIONS_LOST = 8
 
-#: So many segments of data in a row without any MPTCP option are none either.
-MAX_BARE_SEGMENTS = 2
-
-#: And they must follow mapped ones so closely: later the peer, whose DATA_ACKs do not come, may be sending again what
-#: has arrived already, and without a mapping that looks like what comes next.
-BARE_PATIENCE_US = 100 * MILLISECOND
-
 #: Octets without a mapping that are held in the hope of one (RFC 8684 §3.3.1: "for a short while").
 MAX_UNMAPPED = 256 * 1024
 #: The pieces in which they may come, and for how long a mapping is waited for.
@@ -67,9 +60,9 @@ class Subflow(Extension):
     """Created and owned by a ``Connection``; the host finds it by addresses and ports."""
 
     __slots__ = (
-        "_mapping", "bare_segments", "bytes_copied", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
+        "_mapping", "bytes_copied", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
         "fin_signal",
-        "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "lost_seen", "mapped_us", "mappings",
+        "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "lost_seen", "mappings",
         "options_lost", "overrides", "path", "pending", "pinned", "remote_id", "remote_nonce", "reset_reason", "role",
         "segments", "signals", "stale",
         "tcp", "unmapped", "unmapped_bytes", "unmapped_since", "without_capable",
@@ -95,8 +88,6 @@ class Subflow(Extension):
         self.closing = False
         self.stale = False  # its last retransmission timeout has not been followed by an acknowledgement
         self.options_lost = 0
-        self.mapped_us = 0  # when data with a mapping came last
-        self.bare_segments = 0  # with data and without any MPTCP option, in a row
         self.without_capable = False  # the last SYN went without MP_CAPABLE
         self.close_reason = ""
         self.reset_reason: MptcpOption | None = None
@@ -342,8 +333,6 @@ class Subflow(Extension):
             if connection.is_alone(self) and not self.tcp.fin_received:
                 fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)
                 return Verdict.ACCEPT
-        if segment.length:
-            self.bare_segments += 1
         if segment.length and not self.dss_seen and not self.is_join and connection.is_alone(self):
             fall_back(connection, self, FallbackReason.NO_MAPPING, now)
         elif acknowledges_data:
@@ -407,11 +396,9 @@ class Subflow(Extension):
             self.tcp.ack_now()
             if dss.length == 1:
                 return Verdict.ACCEPT
-        self.bare_segments = 0
         return self._add_mapping(dsn, dss.ssn, dss.length, dss.checksum, dss.data_fin, now)
 
     def _add_mapping(self, dsn: int, ssn: int, length: int, checksum: int | None, fin: bool, now: int) -> Verdict:
-        self.mapped_us = now
         ssn = unwrap32(ssn, self.tcp.receiver.nxt - self.tcp.irs)
         mapping = self._mapping
         if mapping is not None and mapping.ssn == ssn and mapping.dsn == dsn:
@@ -531,18 +518,10 @@ class Subflow(Extension):
         return False
 
     def _hold(self, ssn: int, payload: memoryview, now: int) -> None:
-        connection = self.connection
-        if (
-            self.bare_segments >= MAX_BARE_SEGMENTS
-            and now - self.mapped_us < BARE_PATIENCE_US
-            and connection.may_take_bare_data(self)
-        ):
-            # RFC 8684 §3.7 has such a subflow closed with a RST, "since no data can be delivered"; but on the only
-            # subflow there ever was the octets can have but one place in the stream. Linux does the same.
-            connection.counters.bump("data_without_mapping")
-            fall_back(connection, self, FallbackReason.NO_MAPPING, now)
-            connection.data_receiver.buffer.append(payload)
-            return
+        # RFC 8684 §3.7: a subflow whose options are lost in mid-connection "SHOULD be treated as broken and closed with a
+        # RST, since no data can be delivered to the application layer and no fallback signal can be reliably sent". Linux
+        # falls back here when there never was another subflow. We do not: a sender that has not noticed sends again what
+        # gets no DATA_ACK, as new octets of the subflow, and without a mapping nobody can tell them from new data.
         # RFC 8684 §3.3.1: "Implementations MAY hold onto such unmapped data for a short while, in the expectation
         # that a mapping will arrive shortly."
         if self.unmapped is None:
