@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from mptcp.sockets.create import set_default_stack as set_default_stack
     from mptcp.sockets.create import socket as socket
     from mptcp.sockets.create import use as use
+    from mptcp.sockets.loop import EventLoop as EventLoop
+    from mptcp.sockets.loop import LoopMixin as LoopMixin
     from mptcp.sockets.socket import Socket as Socket
+    from mptcp.sockets.tls import SSLContext as SSLContext
+    from mptcp.sockets.tls import TlsSocket as TlsSocket
+    from mptcp.sockets.tls import create_default_context as create_default_context
+    from mptcp.sockets.tls import wrap_socket as wrap_socket
     from mptcp.sockets.user import UserStack as UserStack
 
 _HOME = {
@@ -51,7 +57,9 @@ _HOME = {
     "mptcp.sockets.create": (
         "create_connection", "create_server", "current_stack", "set_default_stack", "socket", "use",
     ),
+    "mptcp.sockets.loop": ("EventLoop", "LoopMixin"),
     "mptcp.sockets.socket": ("Socket",),
+    "mptcp.sockets.tls": ("SSLContext", "TlsSocket", "create_default_context", "wrap_socket"),
     "mptcp.sockets.user": ("UserStack",),
 }  # fmt: skip
 

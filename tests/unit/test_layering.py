@@ -29,7 +29,8 @@ HEIGHTS = {
     "links": 6,
     "runtime": 7,
     "sockets": 8,
-    "cli": 9,
+    "adapters": 9,
+    "cli": 10,
 }
 #: The bottom of the column is one layer: its modules may see each other.
 BOTTOM = {name for name, height in HEIGHTS.items() if height == 0}
@@ -40,8 +41,18 @@ BESIDE = {
 }
 #: Importable by nobody inside the package but ``cli`` (and ``testing``, which builds on the simulator).
 PRIVATE_TO_USERS = {"sim": {"cli", "testing"}, "testing": {"cli"}}
-#: One value type is shared downwards: a packet's payloads are a segment's.
-ALLOWED = {("mptcp.core.packet", "mptcp.core.wire.segment")}
+#: One value type is shared downwards: a packet's payloads are a segment's. And one module of the simulator gives its hosts
+#: the sockets that programs use, so that these run there unchanged; the rest of the simulator knows nothing of sockets.
+ALLOWED = {
+    ("mptcp.core.packet", "mptcp.core.wire.segment"),
+    *(
+        ("mptcp.sim.aio", above)
+        for above in (
+            "mptcp.runtime.aio", "mptcp.runtime.pump", "mptcp.runtime.waiting", "mptcp.sockets.address",
+            "mptcp.sockets.loop", "mptcp.sockets.user",
+        )
+    ),
+}  # fmt: skip
 
 #: In the core time and randomness are arguments, and nothing touches the outside.
 FORBIDDEN_IN_CORE = {

@@ -109,7 +109,11 @@ class LoopDriver:
         self._anchor: AsyncGenerator[None, None] | None = None
         with pump.lock:
             pump.loops.append(self)
-            self._begin()
+            try:
+                self._begin()
+            except BaseException:
+                pump.loops.remove(self)
+                raise
 
     def _begin(self) -> None:
         """With the lock: drives from now on, unless somebody else does."""

@@ -210,7 +210,7 @@ class Pump:
         now = self.clock()
         until = min(deadline, self.poll_deadline())
         if self.orphans:
-            self._close_orphans(now)
+            self.close_orphans(now)
             until = 0
         if until > now:
             seat.asleep_until = until
@@ -422,13 +422,18 @@ class Pump:
 
     def _notify(self) -> None:
         for item in self.host.poll_ready():
-            owner = item.owner
-            if isinstance(owner, weakref.ReferenceType):
-                source = owner()
-                if source is not None:
-                    source.handle_ready()
+            self.tell_owner(item)
 
-    def _close_orphans(self, now: int) -> None:
+    def tell_owner(self, item: Connection | Listener) -> None:
+        """With the lock: the socket that owns it looks at it again."""
+        owner = item.owner
+        if isinstance(owner, weakref.ReferenceType):
+            source = owner()
+            if source is not None:
+                source.handle_ready()
+
+    def close_orphans(self, now: int) -> None:
+        """With the lock."""
         while self.orphans:
             orphan = self.orphans.pop()
             orphan.owner = None

@@ -55,7 +55,9 @@ class Application(ABC):
 class SimHost(Node):
     """A host in a world. ``stack`` is the ``Host``; its interfaces are numbered as the stack numbers them."""
 
-    __slots__ = ("_applications", "_dirty", "_wake", "_wake_at", "name", "no_route_drops", "ports", "stack", "world")
+    __slots__ = (
+        "_applications", "_dirty", "_wake", "_wake_at", "name", "no_route_drops", "observer", "ports", "stack", "world",
+    )  # fmt: skip
 
     def __init__(self, world: World, name: str, stack: HostLike) -> None:
         self.world = world
@@ -63,6 +65,7 @@ class SimHost(Node):
         self.stack = stack
         self.ports: dict[int, Port] = {}
         self.no_route_drops = 0
+        self.observer: Callable[[Any], None] | None = None  # told of what is ready and has no application
         self._applications: dict[int, tuple[object, Application]] = {}
         self._dirty = False
         self._wake_at = NEVER
@@ -163,6 +166,8 @@ class SimHost(Node):
                 found = self._applications.get(id(subject))
                 if found is not None:
                     found[1].on_ready(now)
+                elif self.observer is not None:
+                    self.observer(subject)
             packets = stack.poll_packets(now)
             for index, packet in packets:
                 self.ports[index].send(packet)
@@ -312,6 +317,19 @@ class World:
             clock.run_instant()
             self._flush()
         return clock.now
+
+    def advance(self, until: int, while_: Callable[[], bool]) -> bool:
+        """As ``run``, for whoever goes on afterwards: no limit but ``until``; False if nothing is left to happen."""
+        clock = self.clock
+        self._flush()
+        while while_():
+            if clock.next_time > until or clock.next_time >= NEVER:
+                if until < NEVER:
+                    clock.now = max(clock.now, until)
+                return until < NEVER
+            clock.run_instant()
+            self._flush()
+        return True
 
     def _flush(self) -> None:
         while self._dirty:

@@ -73,18 +73,21 @@ class UserStack(Stack):
         if not links:
             raise ConfigurationError("a stack needs at least one link")
         by_name = _addresses_by_link(links, addresses)
-        self.config = config
         host = Host(Entropy(os.urandom(32) if seed is None else seed), host_config or HostConfig())
         numbered = [(link, host.add_interface(link.name, link.mtu, link.gso_max_bytes)) for link in links]
-        self.pump = Pump(host, numbered, background=background)
-        self.ports = Ports(self.pump)
-        self._detached: dict[int, Socket] = {}
+        self._set_up(Pump(host, numbered, background=background), config)
         with self.pump.lock:
             now = self.pump.clock()
             for link, index in numbered:
                 for address in by_name[link.name]:
                     host.add_address(address, index, now)
             self.pump.flush()
+
+    def _set_up(self, pump: Pump, config: ConnectionConfig) -> None:
+        self.config = config
+        self.pump = pump
+        self.ports = Ports(pump)
+        self._detached: dict[int, Socket] = {}
         _stacks.add(self)
 
     def __repr__(self) -> str:
