@@ -8,13 +8,14 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from mptcp.cli.file_server import FileServer
 from mptcp.cli.link_option import Address, LinkSpec
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.core.path_managers.fullmesh import FullMesh
 from mptcp.errors import ConfigurationError
+from mptcp.info import SubflowInfo
 from mptcp.links.base import Link
 from mptcp.links.loopback import LoopbackLink
 from mptcp.links.packet import PacketLink
@@ -45,6 +46,16 @@ class Stack:
         """A connected socket; OSError as the standard library's, ``timeout`` in seconds (None: for ever)."""
         with use(self.user_stack):
             return create_connection(address, timeout)
+
+    def snapshot(self, sock: Any) -> list[SubflowInfo]:
+        """The subflows of a socket, as they are to be shown."""
+        infos: list[SubflowInfo] = sock.subflows()
+        return infos
+
+    def url(self, address: Address, port: int) -> str:
+        """Where a client finds what listens on that port of one of our addresses."""
+        host = f"[{address}]" if address.version == 6 else str(address)
+        return f"http://{host}:{port}/"
 
     def listen(self, port: int) -> Socket:
         """A socket that listens on that port of every address."""

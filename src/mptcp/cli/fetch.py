@@ -17,6 +17,8 @@ from mptcp.errors import ConfigurationError
 
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 256 * 1024
+#: By scheme; of mptcp it is the UDP port, and what ``mptcp serve`` takes by default.
+DEFAULT_PORTS = {"http": 80, "mptcp": 8000}
 
 #: Makes a connected socket: ((host, port), timeout in seconds or None) -> a socket with the standard library's methods.
 Connector = Callable[[tuple[str, int], float | None], Any]
@@ -56,13 +58,25 @@ def split_url(url: str) -> SplitResult:
         port_is_good = parts.port != 0
     except ValueError as error:
         raise ConfigurationError(f"{url!r} is no URL ({error})") from None
-    if parts.scheme != "http":
-        raise ConfigurationError(f"only http URLs can be fetched, not {parts.scheme or 'such'!r} ones")
+    if parts.scheme not in DEFAULT_PORTS:
+        raise ConfigurationError(
+            f"only http URLs (and, over UDP, mptcp ones) can be fetched, not {parts.scheme or 'such'!r} ones"
+        )
     if not parts.hostname or not port_is_good:
         raise ConfigurationError(f"{url!r} names no host and port")
     if any(character <= " " or character == "\x7f" for character in url):
         raise ConfigurationError(f"{url!r} has a space or a control character in it")
     return parts
+
+
+def follow(url: str, location: str) -> str:
+    """Where a redirect leads; a path stays on the same server, whatever the scheme."""
+    scheme = split_url(url).scheme
+    if scheme == "http" or urlsplit(location).scheme:
+        return urljoin(url, location)
+    # urljoin leaves alone what it does not know to have paths.
+    following = urljoin("http:" + url.partition(":")[2], location)
+    return scheme + following.removeprefix("http")
 
 
 def default_name(url: str) -> str:
@@ -136,7 +150,9 @@ class Fetch:
         """One request; the number of octets that did not have to be fetched again."""
         parts = split_url(url)
         assert parts.hostname is not None
-        connection = HttpConnection(parts.hostname, parts.port or 80, self._timeout, self._connector)
+        connection = HttpConnection(
+            parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme], self._timeout, self._connector
+        )
         headers = {"Accept-Encoding": "identity", "User-Agent": "mptcp", "Connection": "close"}
         if validator:
             headers |= {"Range": f"bytes={self.part.size}-", "If-Range": validator}
@@ -149,7 +165,7 @@ class Fetch:
             if response.status in {301, 302, 303, 307, 308} and location:
                 if not redirects:
                     raise FetchError(f"more than {MAX_REDIRECTS} redirects")
-                following = urljoin(url, location)
+                following = follow(url, location)
                 try:
                     split_url(following)
                 except ConfigurationError as error:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final
 
 from mptcp.cli import figures
 from mptcp.cli.ranges import Unsatisfiable, parse_range
+from mptcp.info import SubflowInfo
 
 #: One write to the socket; the stack keeps it without copying.
 CHUNK_BYTES: Final = 512 * 1024
@@ -126,7 +127,7 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         )
 
     def _paths(self) -> str:
-        subflows = [info for info in self.connection.subflows() if info.bytes_sent]
+        subflows = [info for info in self.server.snapshot(self.connection) if info.bytes_sent]
         if not self.connection.is_multipath:
             return f"plain TCP ({self.connection.fallback_reason or 'asked for'})"
         return " + ".join(f"{info.remote.host} {figures.octets(info.bytes_sent)}" for info in subflows)
@@ -154,11 +155,18 @@ class FileServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listener: Any, directory: Path, say: Say = print) -> None:
+    def __init__(
+        self,
+        listener: Any,
+        directory: Path,
+        say: Say = print,
+        snapshot: Callable[[Any], list[SubflowInfo]] = lambda sock: sock.subflows(),
+    ) -> None:
         socketserver.BaseServer.__init__(self, listener.getsockname(), FileHandler)
         self.socket = listener
         self.directory = directory
         self.say = say
+        self.snapshot = snapshot
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def fileno(self) -> int:

@@ -13,13 +13,19 @@ import typer
 from mptcp.cli import figures
 from mptcp.cli.connections import Stack, open_stack
 from mptcp.cli.fetch import Fetch, default_name, split_url
-from mptcp.cli.link_option import DEFAULT_LINK, parse_links
+from mptcp.cli.link_option import DEFAULT_LINK
 from mptcp.cli.progress import TransferDisplay
+from mptcp.cli.udp import links_for, open_udp
 from mptcp.errors import ConfigurationError
 
 
 def get(
-    url: Annotated[str, typer.Argument(help="What to fetch: http://HOST[:PORT]/PATH", metavar="URL")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="What to fetch: http://HOST[:PORT]/PATH, or mptcp://HOST[:PORT]/PATH over UDP.", metavar="URL"
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write (default: the URL's name).")
     ] = None,
@@ -39,11 +45,16 @@ def get(
 ) -> None:
     """Fetch a file over several paths at once; a second run continues an interrupted one."""
     target = output or Path(default_name(url))
-    split_url(url)
+    parts = split_url(url)
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no directory {target.parent}")
-    specs = parse_links(link or [DEFAULT_LINK])
-    with open_stack(specs, pcap=pcap, backup=backup or ()) as stack:
+    specs = links_for(parts, link or ())
+    stack: Stack
+    if specs[0].kind == "udp":
+        stack = open_udp(specs, towards=parts.hostname or "", pcap=pcap, backup=backup or ())
+    else:
+        stack = open_stack(specs, pcap=pcap, backup=backup or ())
+    with stack:
         transfer = Transfer(stack, url, target, timeout=timeout, quiet=quiet or as_json)
         try:
             transfer.run(sha256)
@@ -64,6 +75,7 @@ class Transfer:
 
     def __init__(self, stack: Stack, url: str, target: Path, *, timeout: float, quiet: bool) -> None:
         self._socket: Any = None
+        self._snapshot = stack.snapshot
         self._quiet = quiet
         self.is_multipath = False
         self.fallback_reason = ""
@@ -134,7 +146,7 @@ class Transfer:
 
     def _connected(self, sock: Any) -> None:
         self._socket = sock
-        self.display.watch(sock.subflows)
+        self.display.watch(lambda: self._snapshot(sock))
 
     def _closing(self) -> None:
         sock, self._socket = self._socket, None

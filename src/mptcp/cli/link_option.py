@@ -5,6 +5,7 @@
     tun:NAME=ADDRESS/PREFIX[,ADDRESS/PREFIX...][,peer=ADDRESS][,mtu=N]     a TUN device; the kernel is the first hop
     packet:INTERFACE=ADDRESS/PREFIX[,...][,via=GATEWAY][,mtu=N]            AF_PACKET on an interface, the kernel aside
     loopback[:DIRECTORY]                                                   no network: a second stack in this process
+    udp[:ADDRESS[%INTERFACE][,ADDRESS...][,port=N][,mtu=N]]                UDP to other such stacks: no privilege
 
 Repeated, each adds a path. On a TUN device ``peer`` is the address that the kernel gets on its side (the first free one
 of the prefix if not given); on an interface ``via`` is the router for everything outside the prefix.
@@ -22,7 +23,7 @@ from mptcp.errors import ConfigurationError
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-KINDS = ("tun", "packet", "loopback")
+KINDS = ("tun", "packet", "loopback", "udp")
 DEFAULT_LINK = "tun:mptcp%d=10.99.0.2/24"
 #: As many paths as the address ids of one connection can sensibly name.
 MAX_LINKS = 16
@@ -32,6 +33,7 @@ EXAMPLES = {
     "tun": "tun:mptcp0=10.99.0.2/24",
     "packet": "packet:eth0=10.0.1.2/24,via=10.0.1.1",
     "loopback": "loopback:DIRECTORY",
+    "udp": "udp:192.0.2.1",
 }
 
 
@@ -45,6 +47,8 @@ class LinkSpec:
     gateways: tuple[Address, ...] = ()  # ``via``
     peers: tuple[Interface, ...] = ()  # the kernel's addresses on a TUN device
     mtu: int = 0  # 0: the link's own
+    locals: tuple[str, ...] = ()  # ``udp``: this machine's addresses, some with %INTERFACE; none: all there are
+    port: int = 0  # ``udp``; 0: none was given
 
 
 def parse_link(text: str) -> LinkSpec:
@@ -54,6 +58,8 @@ def parse_link(text: str) -> LinkSpec:
         raise ConfigurationError(f"--link {text!r}: a link is one of {', '.join(EXAMPLES.values())}")
     if kind == "loopback":
         return LinkSpec(kind, rest or ".")
+    if kind == "udp":
+        return _parse_udp(rest, text)
     name, equals, settings = rest.partition("=")
     if not name or not equals or not settings:
         raise ConfigurationError(f"--link {text!r}: write it like {EXAMPLES[kind]}")
@@ -79,13 +85,47 @@ def parse_links(texts: Sequence[str]) -> list[LinkSpec]:
         raise ConfigurationError(f"--link was given {len(specs)} times, {MAX_LINKS} is the most")
     if len(specs) > 1 and any(spec.kind == "loopback" for spec in specs):
         raise ConfigurationError("--link loopback cannot be combined with another link")
+    if len({spec.kind == "udp" for spec in specs}) > 1:
+        raise ConfigurationError("--link udp cannot be combined with links of another kind")
     seen: set[Address] = set()
     for spec in specs:
         for interface in spec.addresses:
             if interface.ip in seen:
                 raise ConfigurationError(f"--link: the address {interface.ip} is given twice")
             seen.add(interface.ip)
+    texts = [text.partition("%")[0] for spec in specs for text in spec.locals]
+    for text in texts:
+        if texts.count(text) > 1:
+            raise ConfigurationError(f"--link: the address {text} is given twice")
+    if len(specs) > 1 and any(spec.kind == "udp" and not spec.locals for spec in specs):
+        raise ConfigurationError("--link udp without an address stands for all of them: give it once, or addresses")
     return specs
+
+
+def _parse_udp(rest: str, text: str) -> LinkSpec:
+    spec = LinkSpec("udp")
+    for setting in filter(None, rest.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            address, percent, interface = setting.partition("%")
+            try:
+                plain = str(ipaddress.ip_address(address))
+            except ValueError:
+                raise ConfigurationError(f"--link {text!r}: {address!r} is no address") from None
+            if percent and not re.fullmatch(r"[^\s/]{1,15}", interface):
+                raise ConfigurationError(f"--link {text!r}: {interface!r} cannot be the name of an interface")
+            spec = replace(spec, locals=(*spec.locals, plain + percent + interface))
+        elif key == "port" and value.isdecimal() and 0 < int(value) < 65536:
+            spec = replace(spec, port=int(value))
+        elif key == "mtu" and value.isdecimal() and 1280 <= int(value) <= 65_499:
+            spec = replace(spec, mtu=int(value))
+        elif key in ("port", "mtu"):
+            raise ConfigurationError(f"--link {text!r}: a port is 1 to 65535, an MTU inside UDP 1280 to 65499 octets")
+        else:
+            raise ConfigurationError(f"--link {text!r}: a udp link has no setting {key!r}")
+    if len(spec.locals) > MAX_ADDRESSES:
+        raise ConfigurationError(f"--link {text!r}: more than {MAX_ADDRESSES} addresses")
+    return spec
 
 
 def _with(spec: LinkSpec, setting: str, text: str) -> LinkSpec:

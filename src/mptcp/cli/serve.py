@@ -7,15 +7,18 @@ from typing import Annotated
 
 import typer
 
-from mptcp.cli.connections import open_stack
+from mptcp.cli.connections import Stack, open_stack
 from mptcp.cli.file_server import FileServer
 from mptcp.cli.link_option import DEFAULT_LINK, parse_links
+from mptcp.cli.udp import open_udp
 from mptcp.errors import ConfigurationError
 
 
 def serve(
     directory: Annotated[Path, typer.Argument(help="What to serve.", metavar="DIRECTORY")],
-    port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on.", min=1, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", "-p", help="Port to listen on (of UDP with --link udp).", min=1, max=65535)
+    ] = 8000,
     link: Annotated[
         list[str] | None,
         typer.Option(help=f"Link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).", metavar="LINK"),
@@ -32,11 +35,18 @@ def serve(
     specs = parse_links(link or [DEFAULT_LINK])
     if specs[0].kind == "loopback":
         raise ConfigurationError("nobody outside of this process reaches a server on loopback: use it with mptcp get")
-    with open_stack(specs, pcap=pcap, backup=backup or ()) as stack:
-        server = FileServer(stack.listen(port), directory, say=lambda line: print(line, flush=True))
+    stack: Stack
+    if specs[0].kind == "udp":
+        port = specs[0].port or port
+        stack = open_udp(specs, port=port, pcap=pcap, backup=backup or ())
+    else:
+        stack = open_stack(specs, pcap=pcap, backup=backup or ())
+    with stack:
+        server = FileServer(
+            stack.listen(port), directory, say=lambda line: print(line, flush=True), snapshot=stack.snapshot
+        )
         for address in stack.addresses:
-            host = f"[{address}]" if address.version == 6 else str(address)
-            print(f"serving {directory} at http://{host}:{port}/", flush=True)
+            print(f"serving {directory} at {stack.url(address, port)}", flush=True)
         try:
             server.serve_forever()
         finally:
