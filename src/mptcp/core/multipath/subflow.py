@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mptcp.core.multipath import handshake, keys
-from mptcp.core.multipath.closing import handle_fastclose
+from mptcp.core.multipath.closing import delivered_by, handle_fastclose
 from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back, handle_fail, take_infinite_mapping
 from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
 from mptcp.core.multipath.role import Role
@@ -45,6 +45,10 @@ DATA_OVERHEAD = 28
 
 #: Signalling options waiting for a pure ACK of one subflow.
 MAX_SIGNALS = 32
+#: RFC 8684 §3: "an MPTCP implementation SHOULD NOT send more than two duplicate ACKs in a row for the purposes of sending
+#: MPTCP options alone": then there is a pause of a round trip, of this at least.
+MAX_SIGNAL_BURST = 2
+SIGNAL_PAUSE_MIN_US = 10 * MILLISECOND
 
 #: So many acknowledgements of data in a row without any MPTCP option are no accident.
 MAX_OPTIONS_LOST = 8
@@ -64,7 +68,7 @@ class Subflow(Extension):
         "fin_signal",
         "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "lost_seen", "mappings",
         "options_lost", "overrides", "path", "pending", "pinned", "remote_id", "remote_nonce", "reset_reason", "role",
-        "segments", "signals", "stale",
+        "segments", "signal_burst", "signals", "stale",
         "tcp", "unmapped", "unmapped_bytes", "unmapped_since", "without_capable",
     )  # fmt: skip
 
@@ -92,6 +96,7 @@ class Subflow(Extension):
         self.close_reason = ""
         self.reset_reason: MptcpOption | None = None
         self.signals: list[MptcpOption] | None = None
+        self.signal_burst = 0  # of them have gone since the last pause
         self.fin_signal = False  # the next ACK carries the DATA_FIN
         self.key_repeated = False  # the last ACK repeated our key, this one may carry something else
         self.join_deadline = NEVER
@@ -182,6 +187,8 @@ class Subflow(Extension):
         assert self.signals
         option = self.signals[0]
         receiver = self.connection.data_receiver
+        if self.signal_burst >= MAX_SIGNAL_BURST:
+            return (Dss(*receiver.data_ack),)
         size = options_length(option)
         if size > room:
             # Beside data there is less room: a pure ACK of its own takes it.
@@ -189,6 +196,10 @@ class Subflow(Extension):
             return (Dss(*receiver.data_ack),) if room >= 12 else ()
         self.signals.pop(0)
         fits = room - size >= 12
+        self.signal_burst += 1
+        if not self.pending:
+            pause = max(self.tcp.sender.rtt.srtt_us, SIGNAL_PAUSE_MIN_US)
+            self.join_deadline = min(self.join_deadline, self.connection.environment.now + pause)
         if self.signals or not fits:
             # Also for the DATA_ACK that finds no room beside a long ADD_ADDR: the peer's data waits for it.
             self.tcp.send_ack()
@@ -250,7 +261,8 @@ class Subflow(Extension):
             self.signals = []
         if len(self.signals) < MAX_SIGNALS and option not in self.signals:
             self.signals.append(option)
-            self.tcp.send_ack()
+            if self.signal_burst < MAX_SIGNAL_BURST:
+                self.tcp.send_ack()
             self.connection.mark(self)
 
     def _capable_flags(self) -> int:
@@ -338,6 +350,10 @@ class Subflow(Extension):
         elif acknowledges_data:
             # RFC 8684 §3.7: "If a subflow breaks during operation, e.g., if it is rerouted and MPTCP options are no
             # longer permitted": the sender sees its data acknowledged, but never at the data level.
+            # RFC 8684 §3.3.2: "the Data ACK is present in segments only when the Data ACK value advances, and this
+            # behavior MUST be treated as valid." With several subflows it does not while octets of another are missing.
+            if not connection.is_alone(self) and delivered_by(connection) is not self:
+                return Verdict.ACCEPT
             self.options_lost += 1
             if self.options_lost >= MAX_OPTIONS_LOST:
                 connection.counters.bump("options_lost")
@@ -528,7 +544,7 @@ class Subflow(Extension):
             self.unmapped = []
             self.unmapped_bytes = 0
             self.unmapped_since = now
-            self.join_deadline = now + UNMAPPED_PATIENCE_US
+            self.join_deadline = min(self.join_deadline, now + UNMAPPED_PATIENCE_US)
         self.unmapped.append((ssn, payload))
         self.unmapped_bytes += len(payload)
         self.connection.counters.bump("data_without_mapping")
@@ -560,11 +576,17 @@ class Subflow(Extension):
         self.connection.subflow_established(self, now)
 
     def handle_join_deadline(self, now: int) -> None:
-        """No fourth ACK yet: the third one is sent again. Later: no mapping for data that is there."""
+        """No fourth ACK yet: the third one is sent again. Later: signals that had to wait, no mapping for data."""
         if not self.pending:
             self.join_deadline = NEVER
+            self.signal_burst = 0
+            if self.signals:
+                self.tcp.send_ack()
             if self.unmapped is not None:
-                self._give_up_unmapped()
+                self.join_deadline = self.unmapped_since + UNMAPPED_PATIENCE_US
+                if now >= self.join_deadline:
+                    self.join_deadline = NEVER
+                    self._give_up_unmapped()
             return
         # RFC 8684 §3.2: "the packet MUST be retransmitted if this ACK is not received"
         self.join_tries += 1
