@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.config import ConnectionConfig as ConnectionConfig
+    from mptcp.core.multipath.events import Event as Event
+    from mptcp.core.multipath.events import EventKind as EventKind
     from mptcp.core.tcp.config import TcpConfig as TcpConfig
     from mptcp.errors import ConfigurationError as ConfigurationError
     from mptcp.errors import ConnectionAborted as ConnectionAborted
@@ -35,9 +37,35 @@ if TYPE_CHECKING:
     from mptcp.sockets.create import set_default_stack as set_default_stack
     from mptcp.sockets.create import socket as socket
     from mptcp.sockets.create import use as use
+    from mptcp.sockets.events import MPTCP_EVENTS as MPTCP_EVENTS
+    from mptcp.sockets.events import EventStream as EventStream
+    from mptcp.sockets.hesmans import MPTCP_CLOSE_SUB_ID as MPTCP_CLOSE_SUB_ID
+    from mptcp.sockets.hesmans import MPTCP_GET_SUB_IDS as MPTCP_GET_SUB_IDS
+    from mptcp.sockets.hesmans import MPTCP_GET_SUB_TUPLE as MPTCP_GET_SUB_TUPLE
+    from mptcp.sockets.hesmans import MPTCP_OPEN_SUB_TUPLE as MPTCP_OPEN_SUB_TUPLE
+    from mptcp.sockets.hesmans import MPTCP_SUB_GETSOCKOPT as MPTCP_SUB_GETSOCKOPT
+    from mptcp.sockets.hesmans import MPTCP_SUB_SETSOCKOPT as MPTCP_SUB_SETSOCKOPT
+    from mptcp.sockets.legacy import LegacyPolicy as LegacyPolicy
     from mptcp.sockets.loop import EventLoop as EventLoop
     from mptcp.sockets.loop import LoopMixin as LoopMixin
+    from mptcp.sockets.multipath_options import TCP_MULTIPATH_ADD as TCP_MULTIPATH_ADD
+    from mptcp.sockets.multipath_options import TCP_MULTIPATH_BIND as TCP_MULTIPATH_BIND
+    from mptcp.sockets.multipath_options import TCP_MULTIPATH_CONNID as TCP_MULTIPATH_CONNID
+    from mptcp.sockets.multipath_options import TCP_MULTIPATH_ENABLE as TCP_MULTIPATH_ENABLE
+    from mptcp.sockets.multipath_options import TCP_MULTIPATH_REMOVE as TCP_MULTIPATH_REMOVE
+    from mptcp.sockets.multipath_options import TCP_MULTIPATH_SUBFLOWS as TCP_MULTIPATH_SUBFLOWS
+    from mptcp.sockets.options import IPPROTO_MPTCP as IPPROTO_MPTCP
+    from mptcp.sockets.sctp import SCTP_BINDX_ADD_ADDR as SCTP_BINDX_ADD_ADDR
+    from mptcp.sockets.sctp import SCTP_BINDX_REM_ADDR as SCTP_BINDX_REM_ADDR
+    from mptcp.sockets.sctp import sctp_bindx as sctp_bindx
+    from mptcp.sockets.sctp import sctp_connectx as sctp_connectx
+    from mptcp.sockets.sctp import sctp_freeladdrs as sctp_freeladdrs
+    from mptcp.sockets.sctp import sctp_freepaddrs as sctp_freepaddrs
+    from mptcp.sockets.sctp import sctp_getladdrs as sctp_getladdrs
+    from mptcp.sockets.sctp import sctp_getpaddrs as sctp_getpaddrs
     from mptcp.sockets.socket import Socket as Socket
+    from mptcp.sockets.structures import RST as RST
+    from mptcp.sockets.structures import SubflowTuple as SubflowTuple
     from mptcp.sockets.tls import SSLContext as SSLContext
     from mptcp.sockets.tls import TlsSocket as TlsSocket
     from mptcp.sockets.tls import create_default_context as create_default_context
@@ -46,6 +74,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "mptcp.core.multipath.config": ("ConnectionConfig",),
+    "mptcp.core.multipath.events": ("Event", "EventKind"),
     "mptcp.core.tcp.config": ("TcpConfig",),
     "mptcp.errors": (
         "ConfigurationError", "ConnectionAborted", "ConnectionFailed", "ConnectionRefused", "ConnectionTimedOut",
@@ -57,8 +86,24 @@ _HOME = {
     "mptcp.sockets.create": (
         "create_connection", "create_server", "current_stack", "set_default_stack", "socket", "use",
     ),
+    "mptcp.sockets.events": ("MPTCP_EVENTS", "EventStream"),
+    "mptcp.sockets.hesmans": (
+        "MPTCP_CLOSE_SUB_ID", "MPTCP_GET_SUB_IDS", "MPTCP_GET_SUB_TUPLE", "MPTCP_OPEN_SUB_TUPLE",
+        "MPTCP_SUB_GETSOCKOPT", "MPTCP_SUB_SETSOCKOPT",
+    ),
+    "mptcp.sockets.legacy": ("LegacyPolicy",),
     "mptcp.sockets.loop": ("EventLoop", "LoopMixin"),
+    "mptcp.sockets.multipath_options": (
+        "TCP_MULTIPATH_ADD", "TCP_MULTIPATH_BIND", "TCP_MULTIPATH_CONNID", "TCP_MULTIPATH_ENABLE",
+        "TCP_MULTIPATH_REMOVE", "TCP_MULTIPATH_SUBFLOWS",
+    ),
+    "mptcp.sockets.options": ("IPPROTO_MPTCP",),
+    "mptcp.sockets.sctp": (
+        "SCTP_BINDX_ADD_ADDR", "SCTP_BINDX_REM_ADDR", "sctp_bindx", "sctp_connectx", "sctp_freeladdrs",
+        "sctp_freepaddrs", "sctp_getladdrs", "sctp_getpaddrs",
+    ),
     "mptcp.sockets.socket": ("Socket",),
+    "mptcp.sockets.structures": ("RST", "SubflowTuple"),
     "mptcp.sockets.tls": ("SSLContext", "TlsSocket", "create_default_context", "wrap_socket"),
     "mptcp.sockets.user": ("UserStack",),
 }  # fmt: skip

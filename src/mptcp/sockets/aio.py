@@ -21,6 +21,7 @@ from mptcp.sockets.aio_server import Server
 from mptcp.sockets.aio_tls import tls_arguments
 from mptcp.sockets.aio_transport import StreamTransport
 from mptcp.sockets.create import current_stack
+from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.socket import Socket
 
 if TYPE_CHECKING:
@@ -66,6 +67,17 @@ async def start_server(
     return await create_server(factory, host, port, **arguments)
 
 
+def attach() -> None:
+    """In a running loop: it drives the stack in use from now on.
+
+    Transports, streams and servers of this module do so by themselves; a library that uses a socket through its
+    descriptor does not, and would leave the work to the background thread.
+    """
+    pump = getattr(current_stack(), "pump", None)
+    if pump is not None:
+        pump.loop_driver(asyncio.get_running_loop())
+
+
 # --- transports -----------------------------------------------------------------------------------------------------------
 async def create_connection(
     protocol_factory: Callable[[], _Protocol],
@@ -103,16 +115,10 @@ async def create_connection(
     elif host is None and port is None:
         raise ValueError("host and port was not specified and no sock specified")
     else:
-        if happy_eyeballs_delay is not None and interleave is None:
-            interleave = 1
-        infos = await resolve(loop, host, port, family, proto, flags)
-        if interleave:
-            infos = _interleave(infos, interleave)
-        local = None
-        if local_addr is not None:
-            local = await resolve(loop, *local_addr, family, proto, flags)
-        connect = partial(_connect, loop, current_stack(), local=local, config=config)
-        sock = await _connect_first(loop, infos, connect, happy_eyeballs_delay, all_errors)
+        sock = await connected_socket(
+            host, port, family=family, proto=proto, flags=flags, local_addr=local_addr, config=config,
+            happy_eyeballs_delay=happy_eyeballs_delay, interleave=interleave, all_errors=all_errors,
+        )  # fmt: skip
     if isinstance(sock, std.socket):
         # Called on the class, so that a loop whose ``create_connection`` is this one has its own back.
         return await asyncio.BaseEventLoop.create_connection(
@@ -186,6 +192,33 @@ async def create_server(
     if start_serving:
         server._start()
     return server
+
+
+async def connected_socket(
+    host: str | None,
+    port: int | str | None,
+    *,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    local_addr: tuple[str, int] | None = None,
+    happy_eyeballs_delay: float | None = None,
+    interleave: int | None = None,
+    all_errors: bool = False,
+    config: ConnectionConfig | None = None,
+) -> Socket:
+    """A non-blocking socket of the stack in use, connected; the arguments are those of ``create_connection``."""
+    loop = asyncio.get_running_loop()
+    if happy_eyeballs_delay is not None and interleave is None:
+        interleave = 1
+    infos = await resolve(loop, host, port, family, proto, flags)
+    if interleave:
+        infos = _interleave(infos, interleave)
+    local = None
+    if local_addr is not None:
+        local = await resolve(loop, *local_addr, family, proto, flags)
+    connect = partial(_connect, loop, current_stack(), local=local, config=config)
+    return cast(Socket, await _connect_first(loop, infos, connect, happy_eyeballs_delay, all_errors))
 
 
 # --- inside -------------------------------------------------------------------------------------------------------------
@@ -263,7 +296,8 @@ async def _connect(
     config: ConnectionConfig | None,
 ) -> Socket:
     family, kind, proto, _, address = info
-    sock = stack.socket(family, kind, proto if proto != std.IPPROTO_TCP else 0, config=config)
+    # A program that calls this knows of MPTCP: a local address only restricts it (RFC 6897 §5.3.2).
+    sock = stack.socket(family, kind, proto if proto not in (0, std.IPPROTO_TCP) else IPPROTO_MPTCP, config=config)
     try:
         sock.setblocking(False)
         sock.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, 1)
@@ -305,7 +339,7 @@ def _bind_all(
     port = 0
     try:
         for family, kind, _, _, address in infos:
-            sock = stack.socket(family, kind, config=config)
+            sock = stack.socket(family, kind, IPPROTO_MPTCP, config=config)
             sockets.append(sock)
             if reuse_address is not False:
                 sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, 1)

@@ -13,6 +13,7 @@ from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.errors import ConfigurationError
 from mptcp.sockets.address import SocketAddress
 from mptcp.sockets.base import Stack
+from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.socket import Socket
 
 _current: ContextVar[Stack | None] = ContextVar("mptcp_stack", default=None)
@@ -74,7 +75,7 @@ def create_connection(
     for family, kind, _, _, target in std.getaddrinfo(host, port, 0, std.SOCK_STREAM):
         sock = None
         try:
-            sock = stack.socket(family, kind, config=config)
+            sock = stack.socket(family, kind, IPPROTO_MPTCP, config=config)
             if timeout is not _GLOBAL_DEFAULT:
                 sock.settimeout(timeout)
             if source_address:
@@ -115,7 +116,7 @@ def create_server(
     """A socket that listens at ``address``; "" as host: every address of the stack."""
     if dualstack_ipv6 and family != std.AF_INET6:
         raise ValueError("dualstack_ipv6 requires AF_INET6")
-    sock = current_stack().socket(family, std.SOCK_STREAM, config=config)
+    sock = current_stack().socket(family, std.SOCK_STREAM, IPPROTO_MPTCP, config=config)
     try:
         sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, 1)
         if reuse_port:

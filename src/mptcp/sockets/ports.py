@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mptcp.info import Endpoint
 from mptcp.sockets.address import os_error
+from mptcp.sockets.privileges import check_port
 
 if TYPE_CHECKING:
     from mptcp.runtime.pump import Pump
@@ -26,8 +27,9 @@ class Ports:
         self._later: list[Endpoint] = []
 
     def reserve(self, local: Endpoint, reuse_address: bool) -> Endpoint:
-        """``local``, with a port if it has none. OSError: EADDRNOTAVAIL, EADDRINUSE."""
+        """``local``, with a port if it has none. OSError: EADDRNOTAVAIL, EADDRINUSE, EACCES (a privileged port)."""
         self._settle()
+        check_port(local.port)
         host = self._pump.host
         if not local.is_unspecified and host.route(local.address) is None:
             raise os_error(errno.EADDRNOTAVAIL)

@@ -9,14 +9,16 @@ import weakref
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from mptcp.core.units import SECOND
-from mptcp.errors import MptcpError, NotSupportedError, PathError, to_errno
-from mptcp.info import ConnectionInfo, Endpoint, SubflowInfo
+from mptcp.errors import MptcpError, NotSupportedError, to_errno
+from mptcp.info import ConnectionInfo, Endpoint
 from mptcp.sockets import options as opt
 from mptcp.sockets.address import SocketAddress, any_endpoint, from_endpoint, os_error, to_endpoint
+from mptcp.sockets.legacy import MultipathSettings
+from mptcp.sockets.multipath_options import BasicApi
 from mptcp.sockets.options import SocketOptions
+from mptcp.sockets.privileges import check_option
 from mptcp.sockets.state import CLOSED, CONNECTING
 from mptcp.sockets.tcp_info import pack_tcp_info
-from mptcp.sockets.transfer import Transfer
 
 if TYPE_CHECKING:
     from typing import Self
@@ -31,11 +33,11 @@ MAX_BACKLOG = 4096
 #: What of a socket lives on after ``detach``.
 _HERITAGE = (
     "_options", "_timeout", "_connection", "_listeners", "_accepted", "_deferred", "_bound", "_notifier", "_connecting",
-    "_error_taken", "_read_shut", "_write_starved",
+    "_error_taken", "_read_shut", "_settings", "_stream", "_write_starved",
 )  # fmt: skip
 
 
-class Socket(Transfer):
+class Socket(BasicApi):
     """Made by a stack (``stack.socket()``), ``create_connection`` or ``create_server``.
 
     Safe to use from several threads: one may read while another writes, and ``close`` wakes both. ``fileno()`` serves
@@ -44,11 +46,12 @@ class Socket(Transfer):
 
     __slots__ = ()
 
-    def adopt(self, connection: Connection, options: SocketOptions) -> None:
+    def adopt(self, connection: Connection, options: SocketOptions, settings: MultipathSettings) -> None:
         """With the lock: becomes the socket of a connection that was accepted."""
         connection.owner = weakref.ref(self)
         self._connection = connection
         self._options = options
+        self._settings = settings
 
     # --- identity ----------------------------------------------------------------------------------------------------
     @property
@@ -120,12 +123,15 @@ class Socket(Transfer):
             pump = self._pump
             now = pump.clock()
             try:
-                connection = pump.host.connect(remote, now, local=self._connect_local(remote), options=self._config)
+                connection = pump.host.connect(
+                    remote, now, local=self._connect_local(remote), options=self._effective_config()
+                )
             except MptcpError as error:
                 raise os_error(to_errno(error), error) from error
             connection.owner = weakref.ref(self)
             self._connection = connection
             self._connecting = started = True
+            self._show_events()
             pump.flush()
             self._show()
         elif not self._connecting:
@@ -135,14 +141,6 @@ class Socket(Transfer):
                 raise os_error(errno.EINPROGRESS if started else errno.EALREADY)
             self._await(self._is_connected, 0, self._options.send_timeout_us)
         self._finish_connect()
-
-    def _connect_local(self, remote: Endpoint) -> Endpoint | None:
-        bound = self._bound
-        if bound is None:
-            return self._stack.preferred_local(remote)
-        if bound.is_unspecified:  # of the family of the peer: an IPv6 socket may talk to a mapped IPv4 address
-            return Endpoint(bytes(len(remote.address)), bound.port)
-        return bound
 
     def _forget_connection(self) -> None:
         if self._connection is not None:
@@ -168,17 +166,14 @@ class Socket(Transfer):
                 return
             if self._bound is None:
                 self._bound = self._stack.ports.reserve(any_endpoint(self._family), False)
-            local = self._bound
-            locals_ = [local]
-            if self._family == std.AF_INET6 and local.is_unspecified and not self._options.v6_only:
-                locals_.append(any_endpoint(std.AF_INET, local.port))
+            config = self._effective_config()
             pump = self._pump
             now = pump.clock()
             listeners = []
             try:
-                for endpoint in locals_:
+                for endpoint in self._listen_endpoints():
                     listener = pump.host.listen(
-                        endpoint, now, backlog=min(max(backlog, 1), MAX_BACKLOG), options=self._config
+                        endpoint, now, backlog=min(max(backlog, 1), MAX_BACKLOG), options=config
                     )
                     listener.owner = weakref.ref(self)
                     listeners.append(listener)
@@ -209,7 +204,7 @@ class Socket(Transfer):
         connection, self._accepted = self._accepted, None
         if connection is None:
             return None
-        accepted = self._stack.adopt(connection, self._family, self._config, self._options)
+        accepted = self._stack.adopt(connection, self._family, self._config, self._options, self._settings)
         self._show()
         return accepted
 
@@ -360,8 +355,11 @@ class Socket(Transfer):
         if value is None:
             raise os_error(errno.EFAULT)
         plain = value if isinstance(value, int) else bytes(memoryview(value))
+        level, optname = check_option(level, optname)
         with self._pump.lock:
             self._check_open()
+            if self._set_extended(level, optname, plain):
+                return
             if (level, optname) == (std.IPPROTO_IPV6, std.IPV6_V6ONLY) and self._bound is not None:
                 raise os_error(errno.EINVAL)
             changes = opt.socket_changes(level, optname, plain)
@@ -373,8 +371,7 @@ class Socket(Transfer):
             if changes is None:
                 raise os_error(errno.ENOPROTOOPT)
             self._config = self._config.changed(tcp=self._config.tcp.changed(**changes))
-            for listener in self._listeners or ():
-                listener.config = self._config  # what is accepted from now on inherits it
+            self._update_listeners()
             connection = self._connection
             if connection is not None:
                 try:
@@ -384,13 +381,31 @@ class Socket(Transfer):
                     raise os_error(to_errno(error), error) from error
                 self._pump.flush()
 
-    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> int | bytes:
-        """An integer, or up to ``buflen`` octets of the structure (of the integer, where it is one)."""
-        if not 0 <= buflen <= 1024:
+    def getsockopt(self, level: int, optname: int, buflen: int | Buffer = 0) -> int | bytes:
+        """An integer, or up to ``buflen`` octets of the structure (of the integer, where it is one).
+
+        Options whose structure is input and output take a buffer that holds it instead of its size; one that can be
+        written to has the result in it afterwards, as in C.
+        """
+        buffer: Buffer | None = None
+        content = b""
+        if not isinstance(buflen, int):
+            buffer, content = buflen, bytes(memoryview(buflen))
+            buflen = len(content)
+        if not 0 <= buflen <= 1024 and buffer is None:
             raise os_error(errno.EINVAL)
+        level, optname = check_option(level, optname)
         with self._pump.lock:
             self._check_open()
-            value = self._option(level, optname)
+            value = self._get_extended(level, optname, buflen if buffer is None else content)
+            if value is None:
+                value = self._option(level, optname)
+        if buffer is not None and isinstance(value, bytes):
+            if not (view := memoryview(buffer).cast("B")).readonly:
+                view[: min(len(view), len(value))] = value[: len(view)]
+            return value[:buflen]
+        if isinstance(value, bytes) and not buflen and len(value) == 4:
+            return int.from_bytes(value, "little")
         if value is None:
             raise os_error(errno.ENOPROTOOPT)
         if isinstance(value, int):
@@ -413,7 +428,7 @@ class Socket(Transfer):
             case std.SOL_SOCKET, std.SO_TYPE:
                 return int(std.SOCK_STREAM)
             case std.SOL_SOCKET, std.SO_PROTOCOL:
-                return opt.IPPROTO_MPTCP if self._config.multipath else int(std.IPPROTO_TCP)
+                return opt.IPPROTO_MPTCP if self._effective_config().multipath else int(std.IPPROTO_TCP)
             case std.SOL_SOCKET, std.SO_DOMAIN:
                 return self._family
             case std.SOL_SOCKET, std.SO_ACCEPTCONN:
@@ -421,7 +436,7 @@ class Socket(Transfer):
             case std.IPPROTO_TCP, std.TCP_INFO:
                 return pack_tcp_info(connection, self._listeners is not None)
             case std.IPPROTO_TCP, opt.TCP_IS_MPTCP:
-                return int(connection.is_multipath if connection is not None else self._config.multipath)
+                return int(connection.is_multipath if connection is not None else self._effective_config().multipath)
             case std.IPPROTO_TCP, std.TCP_MAXSEG if connection is not None and connection.state is not CONNECTING:
                 subflows = connection.subflows()
                 return subflows[0].mss_bytes if subflows else self._config.tcp.max_segment_bytes
@@ -463,67 +478,6 @@ class Socket(Transfer):
         with self._pump.lock:
             return self._connection.fallback_reason if self._connection is not None else ""
 
-    @property
-    def connection_id(self) -> int:
-        """RFC 6897 §5.3.1: a number for the connection: its token; 0 where there is none."""
-        with self._pump.lock:
-            return self._connection.token if self._connection is not None else 0
-
-    def subflows(self) -> list[SubflowInfo]:
-        with self._pump.lock:
-            return self._the_connection().subflows()
-
     def info(self) -> ConnectionInfo:
         with self._pump.lock:
             return self._the_connection().info()
-
-    def open_subflow(
-        self, remote: SocketAddress | None = None, local: SocketAddress | None = None, backup: bool = False
-    ) -> int:
-        """Opens a path from ``local`` (None: any other of the stack's) to ``remote`` (None: the peer's first address).
-
-        Returns the id of the subflow, which is not established yet. PathError where that cannot be.
-        """
-        ends = [
-            to_endpoint(std.AF_INET6 if ":" in str(end[0]) else std.AF_INET, end[:2], "open_subflow") if end else None
-            for end in (remote, local)
-        ]
-        with self._pump.lock:
-            connection = self._the_connection()
-            remote_end = ends[0] or connection.remote
-            local_end = ends[1] or self._stack.other_local(connection, remote_end)
-            if local_end is None:
-                raise PathError("this host has no further address of that family", errno.EADDRNOTAVAIL)
-            number = connection.open_subflow(local_end, remote_end, self._pump.clock(), backup)
-            self._pump.flush()
-            return number
-
-    def close_subflow(self, subflow_id: int, reset: bool = False) -> None:
-        """With FIN, or with RST; what it had not delivered goes over the others."""
-        with self._pump.lock:
-            self._the_connection().close_subflow(subflow_id, self._pump.clock(), reset)
-            self._pump.flush()
-
-    def set_backup(self, subflow_id: int, backup: bool) -> None:
-        """A backup is used while nothing else works; the peer is asked to do the same (MP_PRIO)."""
-        with self._pump.lock:
-            self._the_connection().set_backup(subflow_id, backup, self._pump.clock())
-            self._pump.flush()
-
-    def add_address(self, host: str, port: int = 0) -> None:
-        """Announces an address of this host to the peer (ADD_ADDR)."""
-        with self._pump.lock:
-            self._the_connection().add_address(Endpoint.parse(host, port), self._pump.clock())
-            self._pump.flush()
-
-    def remove_address(self, host: str) -> None:
-        """Withdraws it (REMOVE_ADDR) and closes the subflows that use it."""
-        with self._pump.lock:
-            self._the_connection().remove_address(Endpoint.parse(host).address, self._pump.clock())
-            self._pump.flush()
-
-    def _the_connection(self) -> Connection:
-        self._check_open()
-        if self._connection is None:
-            raise os_error(errno.ENOTCONN)
-        return self._connection

@@ -14,6 +14,7 @@ from mptcp.errors import to_errno
 from mptcp.runtime.clock import deadline_after
 from mptcp.runtime.waiting import Source
 from mptcp.sockets.address import os_error, would_block
+from mptcp.sockets.legacy import DEFAULT_SETTINGS, MultipathSettings
 from mptcp.sockets.notifier import Notifier
 from mptcp.sockets.options import DEFAULT_SOCKET_OPTIONS, SocketOptions
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mptcp.core.multipath.listener import Listener
     from mptcp.info import Endpoint
     from mptcp.runtime.pump import Pump
+    from mptcp.sockets.events import EventStream
     from mptcp.sockets.user import UserStack
 
 CONNECTING = ConnectionState.CONNECTING
@@ -35,7 +37,7 @@ class SocketState(Source):
     __slots__ = (
         "__weakref__", "_accepted", "_bound", "_close_wanted", "_closed", "_config", "_connecting", "_connection", "_deferred",
         "_error_taken", "_family", "_io_refs", "_listeners", "_notifier", "_options", "_proto", "_pump", "_read_shut",
-        "_stack", "_timeout", "_write_starved",
+        "_settings", "_stack", "_stream", "_timeout", "_write_starved",
     )  # fmt: skip
 
     def __init__(self, stack: UserStack, family: int, proto: int, config: ConnectionConfig) -> None:
@@ -46,6 +48,8 @@ class SocketState(Source):
         self._proto = proto
         self._config = config
         self._options: SocketOptions = DEFAULT_SOCKET_OPTIONS
+        self._settings: MultipathSettings = DEFAULT_SETTINGS
+        self._stream: weakref.ref[EventStream] | None = None  # of events, if somebody reads them
         self._timeout: float | None = std.getdefaulttimeout()
         self._connection: Connection | None = None
         self._listeners: list[Listener] | None = None
@@ -136,6 +140,8 @@ class SocketState(Source):
     def handle_ready(self) -> None:
         self.wake_ready()
         self._show()
+        if self._stream is not None:
+            self._show_events()
 
     def _show(self) -> None:
         """Brings the descriptor up to date."""
@@ -146,6 +152,17 @@ class SocketState(Source):
                 notifier.show(readable=True, writable=True)
             else:
                 notifier.show(self._is_readable(), self._is_writable())
+
+    def _show_events(self) -> None:
+        """The same for the descriptor of the stream of events, if there is one."""
+        if self._stream is not None:
+            stream = self._stream()
+            if stream is None:
+                self._stream = None
+            else:
+                if self._connection is not None:
+                    stream.attach(self._connection)
+                stream.show()
 
     def _changed(self) -> None:
         """This socket was changed from above: others that wait for it look again."""

@@ -17,8 +17,9 @@ SIZE = 232
 _ESTABLISHED, _SYN_SENT, _FIN_WAIT_1, _CLOSE, _CLOSE_WAIT, _LISTEN = 1, 2, 4, 7, 8, 10
 
 
-def pack_tcp_info(connection: Connection | None, listening: bool) -> bytes:
-    """``SIZE`` octets; times in microseconds and windows in segments, as the structure wants them."""
+def pack_tcp_info(connection: Connection | None, listening: bool, subflow_id: int | None = None) -> bytes:
+    """``SIZE`` octets; times in microseconds and windows in segments, as the structure wants them. Of one subflow, if
+    ``subflow_id`` is given, else of the first there is."""
     buffer = bytearray(SIZE)
     buffer[0] = _state(connection, listening)
     if connection is None:
@@ -26,7 +27,7 @@ def pack_tcp_info(connection: Connection | None, listening: bool) -> bytes:
     subflows = connection.subflows()
     if not subflows:
         return bytes(buffer)
-    first = subflows[0]
+    first = next((s for s in subflows if s.id == subflow_id), subflows[0])
     mss = max(first.mss_bytes, 1)
     # rto, ato, snd_mss, rcv_mss, unacked, sacked, lost, retrans, fackets
     in_flight = -(-first.in_flight_bytes // mss)

@@ -15,14 +15,16 @@ from mptcp.core.counters import Counters
 from mptcp.core.entropy import Entropy
 from mptcp.core.host import Host, HostConfig
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
+from mptcp.core.multipath.local_addresses import usable_addresses
 from mptcp.core.tcp.states import State
 from mptcp.core.units import MILLISECOND, SECOND
-from mptcp.errors import ConfigurationError
+from mptcp.errors import ConfigurationError, PathError
 from mptcp.info import Endpoint
 from mptcp.runtime.pump import Pump
 from mptcp.runtime.waiting import Source
 from mptcp.sockets.address import os_error
 from mptcp.sockets.base import Stack, Support
+from mptcp.sockets.legacy import AWARE_SETTINGS, LegacyPolicy, MultipathSettings
 from mptcp.sockets.options import IPPROTO_MPTCP, SocketOptions
 from mptcp.sockets.ports import Ports
 from mptcp.sockets.socket import Socket
@@ -45,7 +47,6 @@ LAST_WORD_US = 200 * MILLISECOND
 _UNSUPPORTED = {
     "SO_REUSEPORT": Support(False, "a port cannot be shared with other processes", "use one server and threads"),
     "inheritable": Support(False, "a connection lives in its process", "use the kernel's stack to hand sockets on"),
-    "events": Support(False, "sockets have no event stream yet", "poll subflows() and info()"),
     "ktls": Support(False, "the kernel does not see the connection", "use ssl.MemoryBIO over the socket"),
 }
 
@@ -55,7 +56,9 @@ class UserStack(Stack):
 
     ``addresses``: for every link by its name, or for the only one, its addresses as text; a prefix length is allowed
     and ignored. ``seed``: for reproducible tests; None: from the operating system, as security needs. ``config``: what
-    connections start with. The links belong to the stack and are closed with it.
+    connections start with. ``hidden``: those addresses that are neither announced nor used unless a program names them.
+    ``legacy_policy``: how sockets are treated that have not asked for MPTCP. The links belong to the stack and are
+    closed with it.
     """
 
     name = "user"
@@ -69,22 +72,29 @@ class UserStack(Stack):
         config: ConnectionConfig = DEFAULT_CONFIG,
         host_config: HostConfig | None = None,
         background: bool = True,
+        hidden: Sequence[str] = (),
+        legacy_policy: LegacyPolicy | None = None,
     ) -> None:
         if not links:
             raise ConfigurationError("a stack needs at least one link")
         by_name = _addresses_by_link(links, addresses)
         host = Host(Entropy(os.urandom(32) if seed is None else seed), host_config or HostConfig())
         numbered = [(link, host.add_interface(link.name, link.mtu, link.gso_max_bytes)) for link in links]
-        self._set_up(Pump(host, numbered, background=background), config)
+        concealed = {text.partition("/")[0] for text in hidden}
+        unknown = concealed.difference(*by_name.values())
+        if unknown:
+            raise ConfigurationError(f"hidden addresses are addresses of the stack: {', '.join(sorted(unknown))}")
+        self._set_up(Pump(host, numbered, background=background), config, legacy_policy)
         with self.pump.lock:
             now = self.pump.clock()
             for link, index in numbered:
                 for address in by_name[link.name]:
-                    host.add_address(address, index, now)
+                    host.add_address(address, index, now, address in concealed)
             self.pump.flush()
 
-    def _set_up(self, pump: Pump, config: ConnectionConfig) -> None:
+    def _set_up(self, pump: Pump, config: ConnectionConfig, legacy_policy: LegacyPolicy | None = None) -> None:
         self.config = config
+        self.legacy_policy = legacy_policy or LegacyPolicy()
         self.pump = pump
         self.ports = Ports(pump)
         self._detached: dict[int, Socket] = {}
@@ -116,7 +126,9 @@ class UserStack(Stack):
         config: ConnectionConfig | None = None,
         fileno: int | None = None,
     ) -> Socket:
-        """``proto``: 0 or IPPROTO_MPTCP: MPTCP where the peer has it; IPPROTO_TCP: as the stack's ``config`` says.
+        """``proto`` 0 or IPPROTO_TCP: MPTCP as the stack's ``config`` says, and as RFC 6897 §4 has it for programs that do
+        not know of MPTCP. IPPROTO_MPTCP, or a ``config`` of its own: the program does, so that a bind to one address only
+        restricts MPTCP to it.
 
         ``fileno``: a descriptor that ``detach`` has returned.
         """
@@ -135,14 +147,23 @@ class UserStack(Stack):
         if proto not in (0, -1, std.IPPROTO_TCP, IPPROTO_MPTCP):
             raise os_error(errno.EPROTONOSUPPORT)
         sock = Socket(self, family, proto, config or self.config)
+        if proto == IPPROTO_MPTCP or config is not None:
+            sock._settings = AWARE_SETTINGS
         if nonblocking:
             sock.setblocking(False)
         return sock
 
-    def adopt(self, connection: Connection, family: int, config: ConnectionConfig, options: SocketOptions) -> Socket:
+    def adopt(
+        self,
+        connection: Connection,
+        family: int,
+        config: ConnectionConfig,
+        options: SocketOptions,
+        settings: MultipathSettings,
+    ) -> Socket:
         """With the lock: a socket for a connection that a listener has accepted."""
         sock = Socket(self, family, 0, config)
-        sock.adopt(connection, options)
+        sock.adopt(connection, options, settings)
         return sock
 
     def give_up(self, sock: Socket, fd: int) -> None:
@@ -152,17 +173,22 @@ class UserStack(Stack):
     def other_local(self, connection: Connection, remote: Endpoint) -> Endpoint | None:
         """With the lock: an address that no subflow to ``remote`` uses yet; None: there is none."""
         used = {s.local.address for s in connection.subflows() if s.remote == remote}
-        for address in self.pump.host.local_addresses():
+        for address in usable_addresses(connection):
             if len(address) == len(remote.address) and address not in used:
                 return Endpoint(address)
         return None
 
+    def any_local(self, connection: Connection, remote: Endpoint) -> Endpoint | None:
+        """With the lock: an address from which ``remote`` can be reached, in use or not."""
+        return next((Endpoint(a) for a in usable_addresses(connection) if len(a) == len(remote.address)), None)
+
     # --- addresses ---------------------------------------------------------------------------------------------------
-    def add_address(self, address: str, link: str) -> None:
-        """The stack answers to ``address`` on that link from now on, and may use it for further subflows."""
+    def add_address(self, address: str, link: str, *, hidden: bool = False) -> None:
+        """The stack answers to ``address`` on that link from now on, and may use it for further subflows; a hidden one
+        only where a program names it."""
         with self.pump.lock:
             self.pump.check()
-            self.pump.host.add_address(address.partition("/")[0], self._interface(link), self.pump.clock())
+            self.pump.host.add_address(address.partition("/")[0], self._interface(link), self.pump.clock(), hidden)
             self.pump.flush()
 
     def remove_address(self, address: str) -> None:
@@ -177,6 +203,34 @@ class UserStack(Stack):
             self.pump.check()
             self.pump.host.set_interface_up(self._interface(link), up, self.pump.clock())
             self.pump.flush()
+
+    def interfaces(self) -> list[tuple[int, str]]:
+        """(``if_idx``, name) of every link, as ``socket.if_nameindex`` gives them; the first is 1."""
+        return [(port.index + 1, port.link.name) for port in self.pump.ports]
+
+    def interface_index(self, interface: str | int) -> int:
+        """Where the host has it: of a name, or of ``if_idx``; -1 for 0 or "". PathError: ENODEV, ENETDOWN."""
+        index = -1
+        if isinstance(interface, str):
+            if not interface:
+                return -1
+            index = next((port.index for port in self.pump.ports if port.link.name == interface), -1)
+        elif interface == 0:
+            return -1
+        elif any(port.index == interface - 1 for port in self.pump.ports):
+            index = interface - 1
+        if index < 0:
+            names = ", ".join(f"{number} {name!r}" for number, name in self.interfaces())
+            raise PathError(f"no link is {interface!r}: there are {names}", errno.ENODEV)
+        if not self.pump.host.interfaces[index].is_up:
+            raise PathError(f"the link {interface!r} is down", errno.ENETDOWN)
+        return index
+
+    def addresses_of(self, link: str) -> list[Endpoint]:
+        """With the lock: the usable addresses on a link, in the order they were given; hidden ones are not among them."""
+        host = self.pump.host
+        index = self.interface_index(link)
+        return [Endpoint(address) for address in host.local_addresses() if host.interface_of(address) == index]
 
     def _interface(self, link: str) -> int:
         for port in self.pump.ports:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mptcp.links.loopback import LoopbackLink
+from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.user import UserStack
 
 
@@ -67,7 +68,13 @@ class OurWorld(World):
         return self._kept(self.client_stack.socket(family))
 
     def server(self, family: int = std.AF_INET) -> Any:
-        return self._kept(self.server_stack.socket(family))
+        # Bound to one address: only a program that knows of MPTCP gets it then (RFC 6897 §5.3.2).
+        return self._kept(self.server_stack.socket(family, proto=IPPROTO_MPTCP))
+
+    def listen(self, backlog: int = 16) -> Any:
+        server = super().listen(backlog)
+        server.add_addresses(["fd00::2"])
+        return server
 
 
 @pytest.fixture(params=["kernel", "ours"])

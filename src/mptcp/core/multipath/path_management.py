@@ -107,13 +107,15 @@ class PathManagement:
         """The port that the application wants subflows from ``address`` to have; 0: any."""
         return self.local.port(address) if self.local is not None else 0
 
-    def note_remote(self, remote: Endpoint) -> None:
+    def note_remote(self, remote: Endpoint, now: int) -> None:
         """The application knows another address of the peer (``sctp_connectx``); the path manager may use it."""
         known = self._remote
         if known is None:
             known = self._remote = {}
         if remote not in known.values() and len(known) < self._connection.config.max_remote_addresses:
             known[-1 - len(known)] = remote  # the peer has told no identifier for it
+            if self._connection.is_fully_established:
+                self.run(self.manager.on_remote_address(self.facts(now), remote), now)
 
     def remotes(self) -> list[Endpoint]:
         """Where subflows to the peer may go, as far as known."""
@@ -237,6 +239,7 @@ class PathManagement:
         kind = EventKind.LOCAL_ADDRESS_AVAILABLE if available else EventKind.LOCAL_ADDRESS_UNAVAILABLE
         interface = connection.environment.interface_of(address) + 1
         connection.event(kind, now, local=Endpoint(address), interface=interface)
+        connection.touch()
         if not available:
             for subflow in connection.open_subflows():
                 if subflow.pinned and interface_down and subflow.interface + 1 != interface:

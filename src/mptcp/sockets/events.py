@@ -1,0 +1,239 @@
+"""What happens to a connection, as it happens: an iterator with a descriptor, and ancillary data of ``recvmsg``."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket as std
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from mptcp.core.multipath.events import Event, EventKind
+from mptcp.core.units import NEVER
+from mptcp.errors import PathError
+from mptcp.runtime.clock import deadline_after
+from mptcp.sockets.address import would_block
+from mptcp.sockets.notifier import Notifier
+from mptcp.sockets.state import CLOSED
+from mptcp.sockets.structures import EVENT_NUMBERS, pack_event
+from mptcp.sockets.transfer import Transfer
+
+if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
+
+#: The option that subscribes to events as ancillary data (an int: the sum of ``1 << EVENT_NUMBERS[kind]``), and the
+#: type of the messages; their level is IPPROTO_TCP.
+MPTCP_EVENTS = 73
+
+#: Connections of one socket whose last events wait to be read: each failed attempt to connect is one.
+MAX_PAST_CONNECTIONS = 8
+
+_AS_THE_SOCKET: Any = object()
+
+
+class EventStream(Iterator[Event], AsyncIterator[Event]):
+    """``for event in sock.events(): ...`` or ``async for``; ends with the connection, or when the socket is closed.
+
+    Everything is there from the start of the connection on, also what happened before the stream was asked for. An
+    event is given out once: to this stream, or to ``recvmsg``. At most ``MAX_EVENTS`` wait; what finds no room is
+    dropped, and an event of kind MISSED says in its place how many those were. ``fileno()`` is readable while an event,
+    or the end, is there.
+    """
+
+    __slots__ = ("__weakref__", "_connections", "_notifier", "_socket")
+
+    def __init__(self, socket: EventsApi, connection: Connection | None) -> None:
+        self._socket = socket
+        self._connections = [connection] if connection is not None else []
+        self._notifier: Notifier | None = None
+
+    def fileno(self) -> int:
+        """For select, poll, epoll and event loops; nothing else."""
+        with self._socket.event_lock:
+            if self._notifier is None:
+                self._notifier = Notifier()
+                self.show()
+            return self._notifier.fileno()
+
+    def close(self) -> None:
+        """Gives the descriptor back; the stream can still be read."""
+        if self._notifier is not None:
+            self._notifier.close()
+            self._notifier = None
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+    def get(self, timeout: float | None = _AS_THE_SOCKET) -> Event | None:
+        """The next event, waiting up to ``timeout`` seconds (None: for ever; not given: as the socket does). None at
+        the end. TimeoutError; BlockingIOError where waiting is not allowed."""
+        with self._socket.event_lock:
+            if not self._is_ready():
+                self._socket.wait_for(
+                    self._is_ready, self._socket.gettimeout() if timeout is _AS_THE_SOCKET else timeout
+                )
+            return self._take()
+
+    def poll(self) -> Event | None:
+        """The next event if there is one, without waiting."""
+        with self._socket.event_lock:
+            return self._take()
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing waits, and nothing more will come."""
+        with self._socket.event_lock:
+            return self._is_over()
+
+    @property
+    def missed(self) -> int:
+        """How many events found no room, so far."""
+        with self._socket.event_lock:
+            return sum(connection.missed_events for connection in self._connections)
+
+    def __iter__(self) -> EventStream:
+        return self
+
+    def __next__(self) -> Event:
+        event = self.get()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        while (event := self.poll()) is None:
+            if self.is_over:
+                raise StopAsyncIteration
+            loop = asyncio.get_running_loop()
+            readable = loop.create_future()
+            fd = self.fileno()
+            loop.add_reader(fd, _wake, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(fd)
+        return event
+
+    # --- for the socket, with the lock ----------------------------------------------------------------------------------
+    def attach(self, connection: Connection) -> None:
+        """The socket has a new connection."""
+        if connection not in self._connections:
+            self._connections = [*self._connections[-MAX_PAST_CONNECTIONS:], connection]
+
+    def show(self) -> None:
+        if self._notifier is not None:
+            self._notifier.show(self._is_ready(), True)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+    def _is_ready(self) -> bool:
+        return any(connection.waiting_events for connection in self._connections) or self._is_over()
+
+    def _is_over(self) -> bool:
+        if any(connection.waiting_events for connection in self._connections):
+            return False
+        if self._socket.is_shut:
+            return True
+        return bool(self._connections) and all(connection.state is CLOSED for connection in self._connections)
+
+    def _take(self) -> Event | None:
+        for connection in self._connections:
+            event = connection.poll_event()
+            if event is not None:
+                self.show()
+                return event
+        return None
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class EventsApi(Transfer):
+    """The events of a socket."""
+
+    __slots__ = ()
+
+    def events(self) -> EventStream:
+        """What happens to this connection (draft-hesmans-mptcp-socket-03 §4, RFC 6897 REQ14). One stream a socket.
+
+        OSError EINVAL for a socket that listens: its connections have events, each on its own socket.
+        """
+        with self._pump.lock:
+            self._check_open()
+            if self._listeners is not None:
+                raise PathError("a listening socket has no events: ask the sockets it accepts")
+            stream = self._stream() if self._stream is not None else None
+            if stream is None:
+                stream = EventStream(self, self._connection)
+                self._stream = weakref.ref(stream)
+            return stream
+
+    @property
+    def event_lock(self) -> Any:
+        return self._pump.lock
+
+    @property
+    def is_shut(self) -> bool:
+        """With the lock: this socket is closed, or its stack."""
+        return self._closed or self._pump.unusable
+
+    def wait_for(self, ready: Any, timeout: float | None) -> None:
+        """With the lock: until ``ready()``; BlockingIOError if ``timeout`` is 0, TimeoutError after it."""
+        pump = self._pump
+        if timeout == 0:
+            pump.poll()
+            if not ready():
+                raise would_block()
+        elif not pump.wait(self, ready, deadline_after(timeout, pump.clock()) if timeout is not None else NEVER):
+            raise TimeoutError("timed out")
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        """(data, ancillary data, flags, None).
+
+        The ancillary data are the events subscribed to with MPTCP_EVENTS, oldest first, as many as ``ancbufsize`` has
+        room for; MSG_CTRUNC says that more wait. With MSG_ERRQUEUE only events are read: EAGAIN if there are none.
+        """
+        if flags & std.MSG_ERRQUEUE:
+            with self._pump.lock:
+                self._check_open()
+                self._pump.poll()
+                events, more = self._ancillary(ancbufsize)
+                if not events and not more:
+                    raise would_block()
+                return b"", events, std.MSG_ERRQUEUE | more, None
+        data = self.recv(bufsize, flags)
+        events, more = self._ancillary(ancbufsize) if ancbufsize > 0 else ([], 0)
+        return data, events, more, None
+
+    def _ancillary(self, room: int) -> tuple[list[tuple[int, int, bytes]], int]:
+        result: list[tuple[int, int, bytes]] = []
+        with self._pump.lock:
+            connection = self._connection
+            wanted = self._settings.events
+            while wanted and connection is not None and (event := connection.peek_event()) is not None:
+                if wanted >> EVENT_NUMBERS[event.kind] & 1:
+                    message = pack_event(event)
+                    space = std.CMSG_SPACE(len(message))
+                    if space > room:
+                        return result, std.MSG_CTRUNC
+                    room -= space
+                    result.append((std.IPPROTO_TCP, MPTCP_EVENTS, message))
+                connection.poll_event()
+            self._show_events()
+        return result, 0
+
+
+def check_subscription(mask: int) -> int:
+    """PathError EINVAL for a bit that no kind of event has."""
+    known = sum(1 << number for number in EVENT_NUMBERS.values())
+    if mask & ~known:
+        raise PathError("MPTCP_EVENTS takes the sum of 1 << EVENT_NUMBERS[kind]", errno.EINVAL)
+    return mask
+
+
+__all__ = ["Event", "EventKind", "EventStream"]
