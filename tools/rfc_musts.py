@@ -14,6 +14,10 @@ A sentence is cited when a comment or a docstring quotes at least a stretch of i
 Quotes may run over several comment lines and may leave words out with "...". A tag without a quote (``# RFC 8684
 §3.2``) cites a section, not a sentence; the list says so beside each sentence.
 
+Sentences that do not apply to this project stand in ``tools/rfc_exceptions.toml``, each with the reason; they count as
+answered. ``--also 8684`` lets a quotation of that RFC count where this one has the same words (RFC 6824, its
+predecessor, for instance).
+
 Exit status: 0; 1 with ``--limit N`` when more than N sentences are uncited; 2 when the arguments are wrong.
 """
 
@@ -22,7 +26,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +49,7 @@ class Requirement:
     text: str
     cited_by: list[str] = field(default_factory=list)
     section_cited: bool = False
+    exception: str = ""  # why it does not apply
 
 
 def normalised(text: str) -> str:
@@ -74,7 +80,7 @@ def requirements(text: str, words: Iterable[str]) -> list[Requirement]:
     wanted = re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b")
     found: list[Requirement] = []
     for section, paragraph in paragraphs(text):
-        if "key words" in paragraph and "BCP 14" in paragraph:
+        if "key words" in paragraph and ("BCP 14" in paragraph or "RFC 2119" in paragraph):
             continue  # the sentence that explains the words
         sentences = SENTENCE_END.split(paragraph)
         found += [Requirement(section, sentence) for sentence in sentences if wanted.search(sentence)]
@@ -83,19 +89,19 @@ def requirements(text: str, words: Iterable[str]) -> list[Requirement]:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """One tag in a file: the section it names and the quoted stretches after it (normalised)."""
+    """One tag in a file: the section it names ("" for another RFC's) and the quoted stretches after it (normalised)."""
 
     section: str
     place: str
     stretches: tuple[str, ...]
 
 
-def citations(path: Path, number: str, name: str) -> Iterator[Citation]:
-    """The citations of RFC ``number`` in one Python file."""
+def citations(path: Path, number: str, name: str, also: Sequence[str] = ()) -> Iterator[Citation]:
+    """The citations of RFC ``number``, and of those ``also``, in one Python file."""
     text = path.read_text(encoding="utf-8")
     tags = list(TAG.finditer(text))
     for i, tag in enumerate(tags):
-        if tag.group(1) != number:
+        if tag.group(1) != number and tag.group(1) not in also:
             continue
         end = tags[i + 1].start() if i + 1 < len(tags) else len(text)
         # What follows the tag in the same comment block or paragraph: joined, without comment signs.
@@ -109,7 +115,22 @@ def citations(path: Path, number: str, name: str) -> Iterator[Citation]:
             for stretch in re.split(r"\.\.\.|\u2026|\[.*?\]", quote)
         ]
         line = text.count("\n", 0, tag.start()) + 1
-        yield Citation(tag.group(2), f"{name}:{line}", tuple(s for s in stretches if len(s) >= SHORTEST_QUOTE))
+        section = tag.group(2) if tag.group(1) == number else ""
+        yield Citation(section, f"{name}:{line}", tuple(s for s in stretches if len(s) >= SHORTEST_QUOTE))
+
+
+def except_from(found: list[Requirement], exceptions: Iterable[dict[str, str]]) -> list[str]:
+    """Fill in the reasons of ``exceptions`` ({"quote", "reason"}); the quotes that are in no requirement."""
+    keys = [normalised(requirement.text) for requirement in found]
+    unknown = []
+    for exception in exceptions:
+        quote = normalised(exception["quote"])
+        matching = [requirement for requirement, key in zip(found, keys, strict=True) if quote in key]
+        for requirement in matching:
+            requirement.exception = exception["reason"]
+        if not matching:
+            unknown.append(exception["quote"])
+    return unknown
 
 
 def match(found: list[Requirement], cited: Iterable[Citation]) -> None:
@@ -133,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--words", default="MUST,MUST NOT,SHALL,SHALL NOT,REQUIRED", help="what makes a requirement")
     parser.add_argument("--section", default="", help="only this section and what is under it")
     parser.add_argument("--all", action="store_true", help="the cited ones too, with the places")
+    parser.add_argument("--also", default="", help="RFCs whose quotations count too, by number: 8684,6182")
     parser.add_argument("--limit", type=int, help="exit with 1 if more than this many are uncited")
     arguments = parser.parse_args(argv)
     try:
@@ -149,16 +171,32 @@ def main(argv: list[str] | None = None) -> int:
         citation
         for folder in ("src", "tests")
         for path in sorted((arguments.root / folder).rglob("*.py"))
-        for citation in citations(path, number.group(1), str(path.relative_to(arguments.root)))
+        for citation in citations(
+            path, number.group(1), str(path.relative_to(arguments.root)), arguments.also.split(",")
+        )
     ]
     match(found, cited)
+    file = arguments.root / "tools" / "rfc_exceptions.toml"
+    known = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    unknown = except_from(found, known.get(f"rfc{number.group(1)}", ()))
+    if set(arguments.words.split(",")) >= {"MUST", "MUST NOT"} and not arguments.section:
+        for quote in unknown:
+            print(f"rfc_exceptions.toml quotes what is not there: {quote}", file=sys.stderr)
     for requirement in found:
-        if requirement.cited_by and not arguments.all:
+        if (requirement.cited_by or requirement.exception) and not arguments.all:
             continue
-        note = ", ".join(requirement.cited_by) or ("its section is cited" if requirement.section_cited else "not cited")
+        note = (
+            ", ".join(requirement.cited_by)
+            or requirement.exception
+            or ("its section is cited" if requirement.section_cited else "not cited")
+        )
         print(f"§{requirement.section}  {requirement.text}\n    -> {note}")
-    uncited = sum(not requirement.cited_by for requirement in found)
-    print(f"RFC {number.group(1)}: {len(found)} requirements, {len(found) - uncited} cited, {uncited} not")
+    excepted = sum(bool(requirement.exception) and not requirement.cited_by for requirement in found)
+    uncited = sum(not requirement.cited_by and not requirement.exception for requirement in found)
+    print(
+        f"RFC {number.group(1)}: {len(found)} requirements, {len(found) - uncited - excepted} cited, {uncited} not"
+        + (f", {excepted} do not apply" if excepted else "")
+    )
     return 1 if arguments.limit is not None and uncited > arguments.limit else 0
 
 

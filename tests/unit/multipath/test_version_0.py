@@ -134,6 +134,7 @@ def client(config: ConnectionConfig = V0) -> Peer:
 # --- MP_CAPABLE -----------------------------------------------------------------------------------------------------------
 def test_the_key_is_in_the_syn_and_both_are_in_the_third_packet() -> None:
     # RFC 6824 §3.1: "SYN (A->B): A's Key for this connection." "ACK (A->B): A's Key followed by B's Key."
+    # RFC 6824 §3.1: "The second bit, labeled "B", is an extensibility flag, and MUST be set to 0 for current implementations."
     host = ScriptedHost()
     connection = host.connect(options=V0)
     (syn,) = host.sends()
@@ -149,6 +150,9 @@ def test_the_key_is_in_the_syn_and_both_are_in_the_third_packet() -> None:
 def test_token_and_first_number_come_from_sha1() -> None:
     # RFC 6824 §3.1: "the token MUST be a truncated (most significant 32 bits) SHA-1 hash", "the IDSN of a host MUST be the
     # least significant 64 bits of the SHA-1 hash of its key"
+    # RFC 6824 §3.1: "A different, 64-bit truncation (the least significant 64 bits) of the SHA-1 hash of the key MUST be used
+    # as the initial data sequence number." "Also note that the "least significant" bits MUST be the rightmost bits of the
+    # SHA-1 digest"
     peer = client()
     assert peer.connection.token == token(peer.host_key)
     peer.connection.write(b"data", peer.host.now)
@@ -245,6 +249,25 @@ def test_a_syn_without_an_algorithm_of_ours_gets_regular_tcp(flags: int) -> None
     assert syn_ack.options.mptcp == ()
 
 
+def test_a_syn_without_mp_capable_is_answered_without() -> None:
+    # RFC 6824 §3.1: "If a SYN does not contain a MP_CAPABLE option, the SYN/ACK MUST NOT contain one in response."
+    host = ScriptedHost()
+    host.listen(80, options=V0)
+    host.receives(builders.syn(), to_port=80)
+    (syn_ack,) = host.sends()
+    assert syn_ack.options.mptcp == ()
+
+
+def test_keys_differ_and_their_tokens_too() -> None:
+    # RFC 6824 §3.1: "The key MUST be hard to guess, and it MUST be unique for the sending host at any one time."
+    # RFC 6824 §B.1.1: "The token MUST be unique among all established MPTCP connections, generated from the local key."
+    host = ScriptedHost()
+    connections = [host.connect(port=1000 + number, options=V0) for number in range(30)]
+    assert len({connection.local_key for connection in connections}) == 30
+    assert len({connection.token for connection in connections}) == 30
+    assert all(connection.token == token(connection.local_key) for connection in connections)
+
+
 def test_flag_c_is_no_ban_on_joins_in_version_0() -> None:
     """It belongs to the algorithms there."""
     peer = server(flags=SHA1 | 0x20)
@@ -278,6 +301,15 @@ def test_a_checksum_that_is_missing_breaks_the_subflow() -> None:
     peer.sends(Dss(first_dsn(peer.host_key), True, (first_dsn(KEY) + 1) & MASK64, True, 2, 4), payload=b"data")
     (rst,) = [s for s in peer.takes() if s.flags & RST]
     assert rst.options.mptcp == (), "version 0 has no MP_TCPRST"
+
+
+def test_a_data_fin_alone_has_the_numbers_it_must_have() -> None:
+    # RFC 6824 §3.3.3: "when the DATA_FIN is not attached to a TCP segment containing data, the Data Sequence Signal MUST have
+    # a subflow sequence number of 0, a Data-Level Length of 1"
+    peer = server()
+    peer.connection.shutdown_write(peer.host.now)
+    options = [o for s in peer.takes() for o in s.options.mptcp if isinstance(o, Dss) and o.data_fin]
+    assert [(o.ssn, o.length, o.dsn) for o in options] == [(0, 1, first_dsn(peer.host_key))]
 
 
 # --- MP_JOIN ----------------------------------------------------------------------------------------------------------------
@@ -369,6 +401,22 @@ def test_an_announcement_has_neither_hmac_nor_echo() -> None:  # RFC 6824 §3.4.
     assert event.remote == Endpoint(announced, 80)
 
 
+def test_an_identifier_announces_another_port_but_no_other_address() -> None:
+    # RFC 6824 §3.4.1: "A host can send an ADD_ADDR message with an already assigned Address ID, but the Address MUST be the
+    # same as previously assigned to this Address ID, and the Port MUST be different from one already in use"
+    peer = client()
+    peer.host.sends()
+    peer.sends(AddAddr(7, Endpoint.parse("10.0.9.2").address, 8443, False, None, 0))
+    peer.sends(AddAddr(7, Endpoint.parse("10.0.8.2").address, 8444, False, None, 0))
+    assert peer.host.counters["add_addr_changed"] == 1
+    peer.sends(AddAddr(7, Endpoint.parse("10.0.9.2").address, 8444, False, None, 0))
+    announced = []
+    while (event := peer.connection.poll_event()) is not None:
+        if event.address_id == 7:
+            announced.append(event.remote)
+    assert announced == [Endpoint.parse("10.0.9.2", 8443), Endpoint.parse("10.0.9.2", 8444)]
+
+
 def test_an_announced_address_is_joined() -> None:
     peer = client(ConnectionConfig(version=0))
     peer.host.sends()
@@ -435,7 +483,7 @@ def test_fast_close_is_an_ack_and_ends_with_the_peers_reset() -> None:
     (ack,) = peer.takes()
     assert ack.flags == ACK
     assert MpFastclose(KEY) in ack.options.mptcp
-    assert peer.connection.state is ConnectionState.CLOSING
+    assert peer.connection.is_closing
     peer.host.receives(builders.rst(seq=peer.seq), source=peer.local, destination=peer.remote)
     assert peer.connection.state is ConnectionState.CLOSED
 
@@ -517,7 +565,9 @@ def test_a_server_with_two_addresses_is_joined_on_both() -> None:
 
 
 @pytest.mark.parametrize("syn_only", [True, False])
-def test_stripped_options_mean_regular_tcp(syn_only: bool) -> None:  # RFC 6824 §3.6
+def test_stripped_options_mean_regular_tcp(syn_only: bool) -> None:
+    # RFC 6824 §3.6: "In the case of the first subflow (i.e., that started with MP_CAPABLE), it MUST drop out of an MPTCP mode
+    # back to regular TCP."
     two = pair(paths=1)
     two.paths[0].add_middlebox(StripOptions(syn_only=syn_only, spare_syn=not syn_only))
     two.connect()

@@ -123,3 +123,29 @@ def test_a_missing_text_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
         tool.main([str(tmp_path / "nothing")])
     assert caught.value.code == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_what_does_not_apply_has_a_reason(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "tools").mkdir()
+    exceptions = repository / "tools" / "rfc_exceptions.toml"
+    exceptions.write_text('[[rfc9999]]\nquote = "MUST be polite"\nreason = "we meet nobody"\n')
+    status, out = run(repository, capsys, "x = 1\n", "--limit", "2")
+    assert "3 requirements, 0 cited, 2 not, 1 do not apply" in out
+    assert "polite" not in out
+    assert status == 0
+    assert "we meet nobody" in run(repository, capsys, "x = 1\n", "--all")[1]
+
+
+def test_an_exception_must_quote_what_is_there(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "tools").mkdir()
+    exceptions = repository / "tools" / "rfc_exceptions.toml"
+    exceptions.write_text('[[rfc9999]]\nquote = "MUST be rude to"\nreason = "none"\n')
+    (repository / "src" / "a.py").write_text("x = 1\n")
+    tool.main([str(repository / "rfc.txt"), "--root", str(repository), "--words", "MUST,MUST NOT"])
+    assert "MUST be rude to" in capsys.readouterr().err
+
+
+def test_quotations_of_another_rfc_count_where_asked(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = '# RFC 1234 §7: "A host MUST be polite to every other host it meets."\nx = 1\n'
+    assert "0 cited, 3 not" in run(repository, capsys, source)[1]
+    assert "1 cited, 2 not" in run(repository, capsys, source, "--also", "1234")[1]
