@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from mptcp.sockets.tls import TlsSocket as TlsSocket
     from mptcp.sockets.tls import create_default_context as create_default_context
     from mptcp.sockets.tls import wrap_socket as wrap_socket
+    from mptcp.sockets.udp import UdpStack as UdpStack
     from mptcp.sockets.user import UserStack as UserStack
 
 _HOME = {
@@ -105,6 +106,7 @@ _HOME = {
     "mptcp.sockets.socket": ("Socket",),
     "mptcp.sockets.structures": ("RST", "SubflowTuple"),
     "mptcp.sockets.tls": ("SSLContext", "TlsSocket", "create_default_context", "wrap_socket"),
+    "mptcp.sockets.udp": ("UdpStack",),
     "mptcp.sockets.user": ("UserStack",),
 }  # fmt: skip
 

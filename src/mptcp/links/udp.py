@@ -169,6 +169,11 @@ class UdpLink(Link):
         """Whether there is a confirmed path to that virtual address (packed)."""
         return address in self._paths.by_address
 
+    def endpoint(self, address: bytes) -> Endpoint | None:
+        """The UDP endpoint behind that virtual address (packed), as far as this link knows."""
+        path = self._paths.by_address.get(address)
+        return endpoint_of(path.where) if path is not None else None
+
     def _measure(self, where: bytes) -> int:
         """The longest inner packet that the system believes to fit there; 0: it knows no way."""
         outer = self._sock.path_mtu(where)
@@ -240,7 +245,7 @@ class UdpLink(Link):
                         self._paths.handle_unknown_tag(tag, where, length, now)
                         at = end
                         continue
-                    self._paths.handle_stray(path, where, now)
+                    self._paths.handle_stray(path, where, length, now)
             else:
                 path.heard_us = now
             # A peer may send from its own address only, whatever it may have.
@@ -378,8 +383,8 @@ class UdpLink(Link):
 
     def _flush(self, now: int) -> bool:
         """What is queued goes out; False: the socket is full."""
-        sock = self._sock
-        while sock.queued:
+        while self._sock.queued:
+            sock = self._sock  # another one after an error that made the link move
             try:
                 sock.flush()
             except OSError as error:
@@ -488,7 +493,8 @@ class UdpLink(Link):
     def rebind(self, local: str = "", port: int = 0) -> None:
         """Goes on from another address ("": whichever the system chooses) and port; paths and subflows are kept.
 
-        OSError as of ``bind``: then nothing has changed.
+        OSError as of ``bind``: then nothing has changed. Not while another thread uses the link: a stack's ``rebind``
+        sees to that.
         """
         unspecified = "::" if self._sock.is_v6 else "0.0.0.0"
         endpoint = Endpoint.parse(local or unspecified, port)

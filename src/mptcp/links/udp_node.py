@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 #: Peers (other nodes) that are known at a time; further ones are refused.
 MAX_PEERS: Final = 4096
-#: Endpoints known of one peer.
-MAX_PEER_ENDPOINTS: Final = 32
+#: Sockets known of one peer, and endpoints of each.
+MAX_PEER_SOCKETS: Final = 32
+MAX_SOCKET_ENDPOINTS: Final = 4
+#: Paths to one peer, over all sockets of ours.
+MAX_PEER_PATHS: Final = 128
 #: A peer without a path is forgotten after this time, or as soon as its place is needed.
 PEER_IDLE_US: Final = 3600 * SECOND
 #: A peer that has never proved anything is forgotten after this time.
@@ -46,11 +49,19 @@ class Peer:
         self.used_us = now
 
     def learn(self, number: int, endpoint: Endpoint, *, first: bool = False) -> None:
-        known = self.endpoints.setdefault(number, [])
-        if endpoint in known:
-            return
-        if sum(map(len, self.endpoints.values())) < MAX_PEER_ENDPOINTS:
-            known.insert(0 if first else len(known), endpoint)
+        """The best one ``first``: then the oldest of too many is forgotten."""
+        known = self.endpoints.get(number)
+        if known is None:
+            if len(self.endpoints) >= MAX_PEER_SOCKETS:
+                return
+            known = self.endpoints[number] = []
+        if first:
+            if endpoint in known:
+                known.remove(endpoint)
+            known.insert(0, endpoint)
+            del known[MAX_SOCKET_ENDPOINTS:]
+        elif endpoint not in known and len(known) < MAX_SOCKET_ENDPOINTS:
+            known.append(endpoint)
 
     def knows(self, endpoint: Endpoint) -> bool:
         return any(endpoint in endpoints for endpoints in self.endpoints.values())
@@ -169,10 +180,9 @@ class UdpNode:
             for where in wheres:
                 for paths in self.sockets:
                     if paths.can_reach(where):
-                        paths.greet(where, now, introduction=introduction)
-                        greeted = True
+                        greeted |= paths.greet(where, now, introduction=introduction)
             if not greeted:
-                introduction.failed("no link has an address of that family")
+                introduction.failed("no link has an address of that family, or too many hellos wait already")
         for paths in self.sockets:
             paths.wake()
         return introduction

@@ -17,8 +17,8 @@ MAX_PROBE_FAILURES: Final = 3
 MAX_PROBE_TRIES: Final = 8
 #: RFC 8899 §5.1.1: PMTU_RAISE_TIMER, after which a larger size is tried again.
 RAISE_US: Final = 600 * SECOND
-#: A ping is given up after this time, or four round-trip times.
-PING_US: Final = 200 * MILLISECOND
+#: A ping is given up after this time, or four round-trip times; a repeated one later.
+PING_US: Final = 500 * MILLISECOND
 #: What is tried when the largest size does not pass, as lengths of the outer packet: common links and tunnels.
 PLATEAUS: Final = (32_000, 16_384, 9_000, 4_352, 1_500, 1_492, 1_460, 1_420, 1_400, 1_380)
 
@@ -80,7 +80,7 @@ class Path:
 
     @property
     def ping_timeout_us(self) -> int:
-        return max(PING_US, 4 * self.srtt_us)
+        return max(PING_US, 4 * self.srtt_us) << min(self.probe_tries, 3)
 
     def add_ping(self, nonce: bytes, ping: Ping) -> bool:
         if self.pings is None:

@@ -26,7 +26,7 @@ from mptcp.core.packet import Packet
 from mptcp.core.units import MILLISECOND, NEVER, SECOND
 from mptcp.info import Endpoint
 from mptcp.links import udp_frames as frames
-from mptcp.links.udp_node import Introduction, Peer, UdpNode
+from mptcp.links.udp_node import MAX_PEER_PATHS, Introduction, Peer, UdpNode
 from mptcp.links.udp_path import Path, Ping, Purpose
 from mptcp.links.udp_socket import DISCOVER, MAY_FRAGMENT, PROBE, endpoint_of, sockaddr
 
@@ -195,7 +195,6 @@ class Paths:
         inner = length - frames.HEADER_BYTES
         limit = self._measure(where)
         path.narrow(limit if 0 < limit < inner else min(path.mtu, inner - 1), now)
-        self._arm(path.raise_at)
         return path
 
     # --- what comes in ------------------------------------------------------------------------------------------------
@@ -228,7 +227,7 @@ class Paths:
             if where == path.where:
                 path.heard_us = path.sent_us = now
             else:
-                self.handle_stray(path, where, now)
+                self.handle_stray(path, where, len(data), now)
         elif kind == frames.PONG:
             self._handle_pong(path, data, where, now)
         else:
@@ -245,10 +244,10 @@ class Paths:
             self._unknown_count += 1
             self._frames.append((where, answer, DISCOVER))
 
-    def handle_stray(self, path: Path, where: bytes, now: int) -> None:
+    def handle_stray(self, path: Path, where: bytes, length: int, now: int) -> None:
         """A frame with the tag of ``path`` from another endpoint: has the peer moved?"""
         self.counters.bump("udp_stray")  # a known peer's frame from another endpoint than the one confirmed
-        if now - path.challenged_us >= CHALLENGE_US:
+        if now - path.challenged_us >= CHALLENGE_US and length >= frames.PONG_BYTES:
             path.challenged_us = now
             self._ping(path, Purpose.CHALLENGE, where, now)
 
@@ -273,7 +272,7 @@ class Paths:
             return
         address = frames.virtual_address(hello.node, hello.number)
         path = self.by_address.get(address)
-        if path is None and not self._has_room(now):
+        if path is None and not self._has_room(peer, now):
             return
         if peer is None:
             peer = node.add_peer(hello.node, key, now)
@@ -349,7 +348,7 @@ class Paths:
         address = frames.virtual_address(welcome.node, welcome.number)
         path = self.by_address.get(address)
         if path is None:
-            if not self._has_room(now):
+            if not self._has_room(peer, now):
                 return
             path = self._add(address, peer, welcome.number, where, welcome.tag, greeting.tag, now)
         else:
@@ -390,7 +389,6 @@ class Paths:
                     self._start_probing(path, now)
             case Purpose.PROBE:
                 path.probe_passed(length - frames.HEADER_BYTES, now)
-                self._arm(path.raise_at)
             case Purpose.KEEPALIVE:
                 path.sample_rtt(max(1, now - ping.sent_us))
 
@@ -406,7 +404,10 @@ class Paths:
         self.counters.bump("udp_unexpected_answer")
 
     # --- paths --------------------------------------------------------------------------------------------------------
-    def _has_room(self, now: int) -> bool:
+    def _has_room(self, peer: Peer | None, now: int) -> bool:
+        if peer is not None and peer.paths >= MAX_PEER_PATHS:
+            self.counters.bump("udp_paths_full")
+            return False
         if len(self.by_address) >= self.max_paths:
             oldest = min(self.by_address.values(), key=lambda path: path.heard_us)
             if now - oldest.heard_us < IDLE_US:
@@ -544,7 +545,6 @@ class Paths:
             del pings[nonce]
             if ping.purpose is Purpose.PROBE and ping.where == path.where:
                 again = path.probe_failed(path.heard_us > ping.sent_us, self._overhead, now)
-                self._arm(path.raise_at)
                 if again:
                     self._ping(path, Purpose.PROBE, path.where, now)
                     # On an idle path only the answer to a short one tells a loss by length from any other.

@@ -49,9 +49,11 @@ class UdpStack(UserStack):
         try:
             for text in usable_addresses() if addresses is None else addresses:
                 address, _, device = text.partition("%")
-                link = UdpLink(
-                    address, port, node=self.node, name=f"udp-{address}", **{"device": device, **(link_options or {})}
-                )
+                settings = {"device": device, **(link_options or {})}
+                try:
+                    link = UdpLink(address, port, node=self.node, name=f"udp-{address}", **settings)
+                except OSError as error:
+                    raise OSError(error.errno, f"UDP {address} port {port}: {error.strerror}") from error
                 self.links.append(link)
             inner = {link.name: link.addresses for link in self.links}
             super().__init__([wrap(link) for link in self.links], inner, **options)
@@ -112,6 +114,24 @@ class UdpStack(UserStack):
             sock.close()
             raise
         return sock
+
+    def rebind(self, link: str, address: str = "", port: int = 0) -> None:
+        """The UDP socket of ``link`` (its name) goes on from another address of this machine ("": whichever the system
+        chooses): peers follow, virtual addresses and subflows stay. OSError as of ``bind``."""
+        with self.pump.lock:
+            self.pump.check()
+            for candidate in self.links:
+                if candidate.name == link:
+                    candidate.rebind(address, port)
+                    return
+        raise ConfigurationError(f"no link is called {link!r}: there are {', '.join(each.name for each in self.links)}")
+
+    def outer(self, local: Endpoint, remote: Endpoint) -> tuple[Endpoint, Endpoint]:
+        """The UDP endpoints that carry what goes between two virtual ones; what is not known is given back as it is."""
+        link = self._by_address.get(local.address)
+        if link is None:
+            return local, remote
+        return link.local, link.endpoint(remote.address) or remote
 
     def preferred_local(self, remote: Endpoint) -> Endpoint | None:
         """The first of our addresses that has a path to ``remote``."""
