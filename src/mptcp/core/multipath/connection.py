@@ -144,7 +144,8 @@ class Connection:
         subflow.path.backup = backup
         self.subflows_by_id[subflow.id] = subflow
         environment.register(subflow)
-        self.lonely_since_us = NEVER
+        if role is not Role.JOIN_SERVER:
+            self.lonely_since_us = NEVER  # a join of the peer has yet to prove itself
         return subflow
 
     def _new_id(self) -> int:
@@ -474,6 +475,7 @@ class Connection:
 
     def subflow_active(self, subflow: Subflow, now: int) -> None:
         """The MP_JOIN handshake is complete."""
+        self.lonely_since_us = NEVER
         self.event(EventKind.SUBFLOW_ESTABLISHED, now, subflow=subflow)
         self.paths.subflow_active(subflow, now)
         self.relieve_failing(now)
@@ -558,7 +560,7 @@ class Connection:
             self.reset_all(now, MpFastclose(self.remote_key))
             self.end(error or ConnectionWasReset("the first subflow has ended, and the connection shares its fate"), now)
             return
-        alive = frozenset(s.id for s in self.open_subflows() if s is not subflow)
+        alive = frozenset(s.id for s in self.open_subflows() if s is not subflow and not s.is_half_open)
         # A copy on a subflow that does not answer is not worth much, unless there is no other subflow.
         working = frozenset(i for i in alive if not self.subflows_by_id[i].stale)
         subflow.bytes_reinjected += self.data_sender.reinject_carried_by(subflow.id, working or alive)
@@ -574,7 +576,8 @@ class Connection:
             if self._is_ended_well():
                 self.end(None, now)
                 return
-            self.lonely_since_us = now
+            if self.lonely_since_us == NEVER:
+                self.lonely_since_us = now
             if subflow.is_join and subflow.pending and subflow.close_reason in ("refused", f"reset-{RST_MPTCP_SPECIFIC}"):
                 # The peer does not know the connection any more: waiting for a path would be in vain.
                 self.end(ConnectionWasReset("the peer no longer knows this connection"), now)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mptcp.core.multipath import keys
 from mptcp.core.multipath.fallback import FallbackReason, fall_back
+from mptcp.core.multipath.joining import is_full
 from mptcp.core.multipath.role import Role
 from mptcp.core.tcp.extension import Verdict
 from mptcp.core.wire.mptcp_options import (
@@ -13,6 +14,7 @@ from mptcp.core.wire.mptcp_options import (
     FLAG_DENY_JOIN_INITIAL,
     FLAG_EXTENSIBLE,
     FLAG_HMAC_SHA256,
+    RST_LACK_OF_RESOURCES,
     RST_MPTCP_SPECIFIC,
     Dss,
     MpCapable,
@@ -85,6 +87,8 @@ def complete(subflow: Subflow, segment: Segment, now: int) -> Verdict:
                     if not keys.same(option.hmac, subflow.expected_hmac()[:20]):
                         subflow.connection.counters.bump("join_bad_hmac")
                         return subflow.refuse(RST_MPTCP_SPECIFIC)
+                    if is_full(subflow.connection):
+                        return subflow.refuse(RST_LACK_OF_RESOURCES)
                     subflow.confirmed = True
                     # RFC 8684 §3.2: "receipt of this packet MUST trigger a regular TCP ACK in response"
                     subflow.tcp.ack_now()

@@ -22,6 +22,9 @@ from mptcp.info import Endpoint
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
 
+#: Joins of the peer whose third packet has not come yet, per connection; an older one gives way to a newer one.
+MAX_HALF_OPEN_JOINS = 8
+
 #: Segments on the way of a subflow: each costs 16 octets of every packet.
 MAX_SEGMENTS = 16
 
@@ -83,6 +86,15 @@ def open_subflow(
     return subflow.id
 
 
+def is_full(connection: Connection) -> bool:
+    """Whether as many subflows work, or are being opened by us, as the connection may have."""
+    if sum(not s.is_half_open for s in connection.open_subflows()) < connection.config.max_subflows:
+        return False
+    # RFC 8684 §3.2: "the host wants to refuse subflow establishment (for example, due to a limit ...)"
+    connection.counters.bump("join_limit")
+    return True
+
+
 def accept_join(
     connection: Connection, local: Endpoint, remote: Endpoint, syn: Segment, join: MpJoinSyn, now: int
 ) -> MpTcprst | None:
@@ -99,12 +111,16 @@ def accept_join(
         # provided by the application."
         connection.counters.bump("join_address_not_allowed")
         return MpTcprst(RST_ADMINISTRATIVELY_PROHIBITED)
-    if len(connection.open_subflows()) >= connection.config.max_subflows:
-        # RFC 8684 §3.2: "the host wants to refuse subflow establishment (for example, due to a limit ...)"
-        connection.counters.bump("join_limit")
+    if is_full(connection):
         return MpTcprst(RST_LACK_OF_RESOURCES, True)
     if connection.paths.local_id(local.address) < 0:
         return MpTcprst(RST_LACK_OF_RESOURCES)
+    half_open = [s for s in connection.open_subflows() if s.is_half_open]
+    if len(half_open) >= MAX_HALF_OPEN_JOINS:
+        # RFC 7430 §3: "The attacker can simply exhaust this limit by sending multiple SYN+MP_JOINs with different
+        # 5-tuples." The oldest makes room, without a word to an address that may never have asked.
+        connection.counters.bump("join_recycled")
+        half_open[0].tcp.end(None, now)
     subflow = connection.new_subflow(Role.JOIN_SERVER, local, remote, now, backup=join.backup)
     subflow.local_backup = False
     subflow.remote_id = join.address_id

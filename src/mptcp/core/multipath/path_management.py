@@ -379,6 +379,11 @@ class PathManagement:
     def handle_prio(self, subflow: Subflow, option: MpPrio, now: int) -> None:
         targets = [subflow]
         if option.address_id is not None:  # version 0 can name another address (RFC 6824 §3.3.8)
+            if self._connection.version:
+                # RFC 8684 §5: "This change eliminates the possibility of a theoretical attack where a subflow could be
+                # placed in "backup" mode by an attacker."
+                self._connection.counters.bump("prio_with_address")
+                return
             targets = [s for s in self._connection.open_subflows() if s.remote_id == option.address_id]
         for target in targets:
             if target.path.backup != option.backup:

@@ -117,6 +117,17 @@ class Subflow(Extension):
         return self.role in (Role.JOIN_CLIENT, Role.JOIN_SERVER)
 
     @property
+    def is_half_open(self) -> bool:
+        """The peer's join, as long as nothing proves that it is the peer's."""
+        return self.pending and self.role is Role.JOIN_SERVER
+
+    @property
+    def repeats_syn_ack(self) -> bool:
+        # RFC 7430 §4: "the attacker uses SYN+MP_JOIN messages to amplify the SYN flooding attack". A joining host repeats
+        # its SYN until it has an answer, so that one answer to each is enough.
+        return self.role is not Role.JOIN_SERVER
+
+    @property
     def is_usable(self) -> bool:
         """New data may be given to it."""
         return not self.pending and not self.closing and self.tcp.is_established

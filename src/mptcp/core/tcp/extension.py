@@ -61,6 +61,11 @@ class Extension(ABC):
     def receive_window(self) -> int:
         """Octets to advertise beyond what is acknowledged (at data level). TCP scales, and never shrinks it."""
 
+    @property
+    def repeats_syn_ack(self) -> bool:
+        """A SYN/ACK is sent again when time has passed, not only when the SYN comes again."""
+        return True
+
     # --- what comes in ------------------------------------------------------------------------------------------
     @abstractmethod
     def handle_syn_options(self, segment: Segment, now: int) -> Verdict:

@@ -274,6 +274,6 @@ def handle_timeout(connection: Connection, now: int) -> None:
         extension.handle_syn_timeout(count, now)
         if connection.state not in (State.SYN_SENT, State.SYN_RECEIVED):
             return
-    connection.syn_wanted = True
+    connection.syn_wanted = not answering or extension is None or extension.repeats_syn_ack
     # RFC 6298 §5.5: "The host MUST set RTO <- RTO * 2"
     connection.timer = now + min(config.rto_initial_us << count, config.rto_max_us)
