@@ -39,7 +39,7 @@ MAX_WAITING_PACKETS: Final = 16
 MAX_WAITING_ADDRESSES: Final = 64
 #: Answers to frames with an unknown tag, per second.
 MAX_UNKNOWN_RATE: Final = 100
-#: A hello is repeated after this time, doubled each time, ...
+#: A hello is repeated after this time, the next one after twice, all others after four times as long, ...
 HELLO_US: Final = 250 * MILLISECOND
 #: ... and given up when this has passed.
 HELLO_PATIENCE_US: Final = 8 * SECOND
@@ -495,7 +495,7 @@ class Paths:
         # Should even 1,280 octets be too long for the way there, the system may fragment.
         self._frames.append((greeting.where, hello.emit(secret), MAY_FRAGMENT))
         greeting.sent_us = now
-        greeting.deadline = min(now + (HELLO_US << greeting.tries), greeting.started_us + HELLO_PATIENCE_US)
+        greeting.deadline = min(now + (HELLO_US << min(greeting.tries, 2)), greeting.started_us + HELLO_PATIENCE_US)
         greeting.tries += 1
         self._arm(greeting.deadline)
 
@@ -544,7 +544,7 @@ class Paths:
                 continue
             del pings[nonce]
             if ping.purpose is Purpose.PROBE and ping.where == path.where:
-                again = path.probe_failed(path.heard_us > ping.sent_us, self._overhead, now)
+                again = path.probe_failed(path.heard_us >= ping.sent_us, self._overhead, now)
                 if again:
                     self._ping(path, Purpose.PROBE, path.where, now)
                     # On an idle path only the answer to a short one tells a loss by length from any other.
