@@ -250,15 +250,14 @@ class LoopDriver:
                 return
             self._leave(self.seat)
         driver = pump.driver
-        if driver is not None and (not pump.is_resting(driver) or self._has_running_loop(driver)):
+        if driver is not None and (
+            not pump.is_resting(driver) or (driver.is_looped and not pump.is_unattended(driver))
+        ):
             return
         seat = self.seat = pump.take_seat()
         seat.is_looped = True
         self.loop.add_reader(seat.fileno(), self._turn)
         self._arm(seat)
-
-    def _has_running_loop(self, seat: Seat) -> bool:
-        return any(other.seat is seat and other.loop.is_running() for other in self.pump.loops)
 
     def _leave(self, seat: Seat) -> bool:
         """With the lock: gives the seat up; whether nobody drives now."""
@@ -281,8 +280,7 @@ class LoopDriver:
                 return
             if pump.driver is not seat:  # a thread that waits has taken over, and will call back
                 self._leave(seat)
-                if pump.driver is None:
-                    self._stand_in()
+                self._stand_in()
                 return
             self._is_inside = True
             seat.asleep_until = 0

@@ -18,10 +18,14 @@ GRACE_S = 0.002
 LOOKS_BEFORE_SLEEP = 20
 
 
+#: Seconds between two looks, while an event loop drives, whether it still runs.
+LOOP_GRACE_S = 0.5
+
+
 class Background:
     """Three moods. *Driving*: it waits in the poller, for ever if need be, until a thread of the application takes the
     seat. *Watching*: it looks every ``GRACE_S`` whether somebody has driven since. *Asleep*: somebody has been driving
-    all the time; ``stand_by`` ends it.
+    all the time; ``stand_by`` ends it. Where an event loop drives, it looks every ``LOOP_GRACE_S`` whether that still runs.
     """
 
     __slots__ = ("_asleep", "_gate", "_pump", "_thread", "seat")
@@ -58,8 +62,11 @@ class Background:
             with pump.lock:
                 if pump.closed:
                     return
+                self._gate.acquire(blocking=False)  # ``stand_by`` may have come after the time was over
+                self._asleep = False
                 looks = looks + 1 if pump.shifts == seen else 0
-                if pump.driver is None and looks > 0:
+                driver = pump.driver
+                if looks > 0 and (driver is None or pump.is_unattended(driver)):
                     try:
                         self._drive()
                     except Exception as error:  # noqa: BLE001 told to every user of the stack
@@ -67,8 +74,11 @@ class Background:
                         return
                     looks = 0
                 seen = pump.shifts
-                self._asleep = pump.driver is not None and looks >= LOOKS_BEFORE_SLEEP
-                timeout = -1 if self._asleep else GRACE_S
+                driver = pump.driver
+                timeout = GRACE_S
+                if driver is not None and looks >= LOOKS_BEFORE_SLEEP:
+                    self._asleep = True
+                    timeout = LOOP_GRACE_S if driver.is_looped else -1
             self._gate.acquire(timeout=timeout)
 
     def _drive(self) -> None:

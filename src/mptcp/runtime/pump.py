@@ -188,6 +188,10 @@ class Pump:
         if self.driver is not None:
             self.driver.rouse()
 
+    def is_unattended(self, seat: Seat) -> bool:
+        """Whether it is the seat of an event loop that does not run (now, or any more)."""
+        return seat.is_looped and not any(driver.seat is seat and driver.loop.is_running() for driver in self.loops)
+
     def loop_driver(self, loop: AbstractEventLoop) -> LoopDriver:
         """In ``loop``, while it runs: what drives this pump from there, made at the first call."""
         for driver in self.loops:

@@ -438,8 +438,13 @@ def create_default_context(
     cadata: str | bytes | None = None,
 ) -> SSLContext:
     """``ssl.create_default_context``, as a context that takes sockets of this package too."""
-    context = ssl.create_default_context(purpose, cafile=cafile, capath=capath, cadata=cadata)
-    context.__class__ = SSLContext  # the same settings, and one method more
+    return adopt_context(ssl.create_default_context(purpose, cafile=cafile, capath=capath, cadata=cadata))
+
+
+def adopt_context(context: ssl.SSLContext) -> SSLContext:
+    """Makes ``context`` itself, whatever made it, one that takes sockets of this package too."""
+    if not isinstance(context, SSLContext):
+        context.__class__ = SSLContext  # the same settings, and one method more
     return cast(SSLContext, context)
 
 
