@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.tcp.extension import Verdict
 from mptcp.core.units import MILLISECOND, NEVER
-from mptcp.core.wire.mptcp_options import RST_MIDDLEBOX_INTERFERENCE, RST_TOO_MUCH_OUTSTANDING_DATA, MpFastclose, MpTcprst
+from mptcp.core.wire.mptcp_options import (
+    RST_MIDDLEBOX_INTERFERENCE,
+    RST_TOO_MUCH_OUTSTANDING_DATA,
+    MpFastclose,
+    MpTcprst,
+)
 from mptcp.core.wire.segment import RST, Segment
 from mptcp.errors import ConnectionTimedOut, ConnectionWasReset
 

@@ -578,7 +578,8 @@ class Connection:
                 return
             if self.lonely_since_us == NEVER:
                 self.lonely_since_us = now
-            if subflow.is_join and subflow.pending and subflow.close_reason in ("refused", f"reset-{RST_MPTCP_SPECIFIC}"):
+            unknown = subflow.close_reason in ("refused", f"reset-{RST_MPTCP_SPECIFIC}")
+            if unknown and subflow.is_join and subflow.pending and self.is_alone(subflow):
                 # The peer does not know the connection any more: waiting for a path would be in vain.
                 self.end(ConnectionWasReset("the peer no longer knows this connection"), now)
                 return
@@ -646,6 +647,7 @@ class Connection:
             if self.lonely_since_us != NEVER and now - self.lonely_since_us >= self.config.close_timeout_us:
                 # RFC 8684 §3.3.3: "If all subflows have been closed ... the MPTCP connection is treated as closed only
                 # after a timeout."
+                self.reset_all(now, None)  # joins that nobody has proved
                 self.end(ConnectionTimedOut("all subflows were lost and no path came back in time"), now)
             elif closing.data_deadline(self) <= now:
                 closing.handle_data_timeout(self, now)
