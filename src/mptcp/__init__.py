@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mptcp.core.multipath.config import ConnectionConfig as ConnectionConfig
     from mptcp.core.multipath.events import Event as Event
     from mptcp.core.multipath.events import EventKind as EventKind
+    from mptcp.core.schedulers.base import Redundancy as Redundancy
     from mptcp.core.tcp.config import TcpConfig as TcpConfig
     from mptcp.errors import ConfigurationError as ConfigurationError
     from mptcp.errors import ConnectionAborted as ConnectionAborted
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mptcp.info import PathInfo as PathInfo
     from mptcp.info import SubflowInfo as SubflowInfo
     from mptcp.info import SubflowState as SubflowState
+    from mptcp.sockets.advanced import SubflowUsage as SubflowUsage
     from mptcp.sockets.aio import open_connection as open_connection
     from mptcp.sockets.aio import start_server as start_server
     from mptcp.sockets.base import Stack as Stack
@@ -55,6 +57,11 @@ if TYPE_CHECKING:
     from mptcp.sockets.multipath_options import TCP_MULTIPATH_REMOVE as TCP_MULTIPATH_REMOVE
     from mptcp.sockets.multipath_options import TCP_MULTIPATH_SUBFLOWS as TCP_MULTIPATH_SUBFLOWS
     from mptcp.sockets.options import IPPROTO_MPTCP as IPPROTO_MPTCP
+    from mptcp.sockets.policy import Policy as Policy
+    from mptcp.sockets.policy import Rule as Rule
+    from mptcp.sockets.profiles import Expectation as Expectation
+    from mptcp.sockets.profiles import Profile as Profile
+    from mptcp.sockets.profiles import Setup as Setup
     from mptcp.sockets.sctp import SCTP_BINDX_ADD_ADDR as SCTP_BINDX_ADD_ADDR
     from mptcp.sockets.sctp import SCTP_BINDX_REM_ADDR as SCTP_BINDX_REM_ADDR
     from mptcp.sockets.sctp import sctp_bindx as sctp_bindx
@@ -76,12 +83,14 @@ if TYPE_CHECKING:
 _HOME = {
     "mptcp.core.multipath.config": ("ConnectionConfig",),
     "mptcp.core.multipath.events": ("Event", "EventKind"),
+    "mptcp.core.schedulers.base": ("Redundancy",),
     "mptcp.core.tcp.config": ("TcpConfig",),
     "mptcp.errors": (
         "ConfigurationError", "ConnectionAborted", "ConnectionFailed", "ConnectionRefused", "ConnectionTimedOut",
         "ConnectionWasReset", "HostUnreachable", "MptcpError", "NetworkUnreachable", "NotSupportedError", "PathError",
     ),
     "mptcp.info": ("ConnectionInfo", "Endpoint", "PathInfo", "SubflowInfo", "SubflowState"),
+    "mptcp.sockets.advanced": ("SubflowUsage",),
     "mptcp.sockets.aio": ("open_connection", "start_server"),
     "mptcp.sockets.base": ("Stack", "Support"),
     "mptcp.sockets.create": (
@@ -99,6 +108,8 @@ _HOME = {
         "TCP_MULTIPATH_REMOVE", "TCP_MULTIPATH_SUBFLOWS",
     ),
     "mptcp.sockets.options": ("IPPROTO_MPTCP",),
+    "mptcp.sockets.policy": ("Policy", "Rule"),
+    "mptcp.sockets.profiles": ("Expectation", "Profile", "Setup"),
     "mptcp.sockets.sctp": (
         "SCTP_BINDX_ADD_ADDR", "SCTP_BINDX_REM_ADDR", "sctp_bindx", "sctp_connectx", "sctp_freeladdrs",
         "sctp_freepaddrs", "sctp_getladdrs", "sctp_getpaddrs",

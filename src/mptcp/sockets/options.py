@@ -8,9 +8,13 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mptcp.core.congestion.balia import BALIA
 from mptcp.core.congestion.base import CongestionFactory
 from mptcp.core.congestion.cubic import Cubic
+from mptcp.core.congestion.lia import LIA
 from mptcp.core.congestion.newreno import NewReno
+from mptcp.core.congestion.olia import OLIA
+from mptcp.core.congestion.wvegas import WVEGAS
 from mptcp.core.tcp.config import TcpConfig
 from mptcp.core.units import KIB, MILLISECOND, NEVER, SECOND
 from mptcp.errors import NotSupportedError
@@ -26,7 +30,9 @@ IPPROTO_MPTCP = 262
 TCP_IS_MPTCP = 43
 
 #: Congestion controls by the names Linux gives them.
-CONGESTION_CONTROLS: dict[str, CongestionFactory] = {"cubic": Cubic, "reno": NewReno}
+CONGESTION_CONTROLS: dict[str, CongestionFactory] = {
+    "cubic": Cubic, "reno": NewReno, "lia": LIA, "olia": OLIA, "balia": BALIA, "wvegas": WVEGAS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

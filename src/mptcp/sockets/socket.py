@@ -13,8 +13,8 @@ from mptcp.errors import MptcpError, NotSupportedError, to_errno
 from mptcp.info import ConnectionInfo, Endpoint
 from mptcp.sockets import options as opt
 from mptcp.sockets.address import SocketAddress, any_endpoint, from_endpoint, os_error, to_endpoint
+from mptcp.sockets.advanced import AdvancedApi, AdvancedSettings
 from mptcp.sockets.legacy import MultipathSettings
-from mptcp.sockets.multipath_options import BasicApi
 from mptcp.sockets.options import SocketOptions
 from mptcp.sockets.privileges import check_option
 from mptcp.sockets.state import CLOSED, CONNECTING
@@ -32,12 +32,12 @@ MAX_BACKLOG = 4096
 
 #: What of a socket lives on after ``detach``.
 _HERITAGE = (
-    "_options", "_timeout", "_connection", "_listeners", "_accepted", "_deferred", "_bound", "_notifier", "_connecting",
+    "_advanced", "_options", "_timeout", "_connection", "_listeners", "_accepted", "_deferred", "_bound", "_notifier", "_connecting",
     "_error_taken", "_read_shut", "_settings", "_stream", "_write_starved",
 )  # fmt: skip
 
 
-class Socket(BasicApi):
+class Socket(AdvancedApi):
     """Made by a stack (``stack.socket()``), ``create_connection`` or ``create_server``.
 
     Safe to use from several threads: one may read while another writes, and ``close`` wakes both. ``fileno()`` serves
@@ -46,12 +46,15 @@ class Socket(BasicApi):
 
     __slots__ = ()
 
-    def adopt(self, connection: Connection, options: SocketOptions, settings: MultipathSettings) -> None:
+    def adopt(
+        self, connection: Connection, options: SocketOptions, settings: MultipathSettings, advanced: AdvancedSettings
+    ) -> None:
         """With the lock: becomes the socket of a connection that was accepted."""
         connection.owner = weakref.ref(self)
         self._connection = connection
         self._options = options
         self._settings = settings
+        self._advanced = advanced
 
     # --- identity ----------------------------------------------------------------------------------------------------
     @property
@@ -124,7 +127,7 @@ class Socket(BasicApi):
             now = pump.clock()
             try:
                 connection = pump.host.connect(
-                    remote, now, local=self._connect_local(remote), options=self._effective_config()
+                    remote, now, local=self._connect_local(remote), options=self._config_for(remote)
                 )
             except MptcpError as error:
                 raise os_error(to_errno(error), error) from error
@@ -204,7 +207,9 @@ class Socket(BasicApi):
         connection, self._accepted = self._accepted, None
         if connection is None:
             return None
-        accepted = self._stack.adopt(connection, self._family, self._config, self._options, self._settings)
+        accepted = self._stack.adopt(
+            connection, self._family, self._config, self._options, self._settings, self._advanced
+        )
         self._show()
         return accepted
 
@@ -379,6 +384,7 @@ class Socket(BasicApi):
                         connection.set_tcp_option(name, new)
                 except MptcpError as error:
                     raise os_error(to_errno(error), error) from error
+                self._adapt_to_options()
                 self._pump.flush()
 
     def getsockopt(self, level: int, optname: int, buflen: int | Buffer = 0) -> int | bytes:

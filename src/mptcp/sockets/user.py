@@ -23,9 +23,11 @@ from mptcp.info import Endpoint
 from mptcp.runtime.pump import Pump
 from mptcp.runtime.waiting import Source
 from mptcp.sockets.address import os_error
+from mptcp.sockets.advanced import AdvancedSettings
 from mptcp.sockets.base import Stack, Support
 from mptcp.sockets.legacy import AWARE_SETTINGS, LegacyPolicy, MultipathSettings
 from mptcp.sockets.options import IPPROTO_MPTCP, SocketOptions
+from mptcp.sockets.policy import Policy
 from mptcp.sockets.ports import Ports
 from mptcp.sockets.socket import Socket
 from mptcp.sockets.state import CLOSED
@@ -57,7 +59,8 @@ class UserStack(Stack):
     ``addresses``: for every link by its name, or for the only one, its addresses as text; a prefix length is allowed
     and ignored. ``seed``: for reproducible tests; None: from the operating system, as security needs. ``config``: what
     connections start with. ``hidden``: those addresses that are neither announced nor used unless a program names them.
-    ``legacy_policy``: how sockets are treated that have not asked for MPTCP. The links belong to the stack and are
+    ``legacy_policy``: how sockets are treated that have not asked for MPTCP. ``policy``: whether and how MPTCP is used for
+    whom; None: as the environment says (``Policy.from_environment``). The links belong to the stack and are
     closed with it.
     """
 
@@ -74,6 +77,7 @@ class UserStack(Stack):
         background: bool = True,
         hidden: Sequence[str] = (),
         legacy_policy: LegacyPolicy | None = None,
+        policy: Policy | None = None,
     ) -> None:
         if not links:
             raise ConfigurationError("a stack needs at least one link")
@@ -84,7 +88,7 @@ class UserStack(Stack):
         unknown = concealed.difference(*by_name.values())
         if unknown:
             raise ConfigurationError(f"hidden addresses are addresses of the stack: {', '.join(sorted(unknown))}")
-        self._set_up(Pump(host, numbered, background=background), config, legacy_policy)
+        self._set_up(Pump(host, numbered, background=background), config, legacy_policy, policy)
         with self.pump.lock:
             now = self.pump.clock()
             for link, index in numbered:
@@ -92,9 +96,17 @@ class UserStack(Stack):
                     host.add_address(address, index, now, address in concealed)
             self.pump.flush()
 
-    def _set_up(self, pump: Pump, config: ConnectionConfig, legacy_policy: LegacyPolicy | None = None) -> None:
+    def _set_up(
+        self,
+        pump: Pump,
+        config: ConnectionConfig,
+        legacy_policy: LegacyPolicy | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self.config = config
-        self.legacy_policy = legacy_policy or LegacyPolicy()
+        self.policy = policy if policy is not None else Policy.from_environment()
+        self.legacy_policy = legacy_policy or self.policy.legacy
+        self.policy.bound_failures(pump.host.failures)
         self.pump = pump
         self.ports = Ports(pump)
         self._detached: dict[int, Socket] = {}
@@ -160,10 +172,11 @@ class UserStack(Stack):
         config: ConnectionConfig,
         options: SocketOptions,
         settings: MultipathSettings,
+        advanced: AdvancedSettings,
     ) -> Socket:
         """With the lock: a socket for a connection that a listener has accepted."""
         sock = Socket(self, family, 0, config)
-        sock.adopt(connection, options, settings)
+        sock.adopt(connection, options, settings, advanced)
         return sock
 
     def give_up(self, sock: Socket, fd: int) -> None:

@@ -132,8 +132,10 @@ class PathManagement:
         connection = self._connection
         remotes = [] if connection.remote_denies_join else [connection.remote]
         remotes += [e for e in (self._remote or {}).values() if e not in remotes]
+        usable, excluded = local_addresses.usable_addresses(connection), connection.config.excluded_networks
+        remotes = [e for e in remotes if not is_special(e.address, excluded)]
         return Facts(
-            connection.is_client, local_addresses.usable_addresses(connection), remotes, connection.local,
+            connection.is_client, [a for a in usable if not is_special(a, excluded)], remotes, connection.local,
             connection.remote, [s.path for s in connection.open_subflows()], now,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ from mptcp.core.congestion.base import CongestionFactory
 from mptcp.core.path_managers.base import PathManager
 from mptcp.core.path_managers.wanted import Wanted
 from mptcp.core.schedulers.base import Redundancy, Scheduler
+from mptcp.core.schedulers.lowest_rtt import LowestRtt
 from mptcp.core.tcp.config import TcpConfig
 from mptcp.errors import NotSupportedError, PathError
 
@@ -22,9 +23,9 @@ Coupling = tuple[CongestionFactory, CongestionFactory]
 MAX_WEIGHT = 10_000
 
 
-def set_scheduler(connection: Connection, factory: Callable[[], Scheduler]) -> None:
-    """From the next octet on; what is under way stays where it is."""
-    connection.scheduler = factory()
+def set_scheduler(connection: Connection, factory: Callable[[], Scheduler] | None) -> None:
+    """From the next octet on; what is under way stays where it is. None: the default."""
+    connection.scheduler = factory() if factory is not None else LowestRtt()
     connection.config = connection.config.changed(scheduler=factory)
     connection.touch()
 
@@ -41,7 +42,12 @@ def set_wanted_subflows(connection: Connection, count: int, now: int) -> None:
         raise PathError(f"this connection is regular TCP: {connection.fallback_reason}")
     if not 1 <= count <= connection.config.max_subflows:
         raise PathError(f"the number of subflows must be between 1 and {connection.config.max_subflows}")
-    set_path_manager(connection, lambda: Wanted(count), now)
+    set_path_manager(connection, wanted_manager(count), now)
+
+
+def wanted_manager(count: int) -> Callable[[], PathManager]:
+    """What makes a path manager that keeps so many subflows open."""
+    return lambda: Wanted(count)
 
 
 def set_redundancy(connection: Connection, level: Redundancy) -> None:
