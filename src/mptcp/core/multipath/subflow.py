@@ -576,6 +576,10 @@ class Subflow(Extension):
 
     # --- what happens -----------------------------------------------------------------------------------------------------
     def handle_fin(self, now: int) -> None:
+        if self.unmapped is not None:
+            # Nothing more comes that could map what is held: a FIN of ours would say that it has been delivered.
+            self._give_up_unmapped()
+            return
         self.connection.subflow_finished(self, now)
 
     def handle_established(self, now: int) -> None:
