@@ -259,7 +259,11 @@ class Paths:
             return
         node = self.node
         if hello.node == node.identity:
-            self.counters.bump("udp_hello_self")
+            self.counters.bump("udp_hello_self")  # said by a socket of ours to another
+            for paths in node.sockets:
+                greeting = paths._greetings.get(hello.nonce)
+                if greeting is not None:
+                    paths._give_up(greeting, "that is this very stack", now)
             return
         if hello.cookie == frames.NO_COOKIE or not node.is_cookie_good(where, hello, now):
             cookie = node.cookie(where, hello, now)
@@ -305,9 +309,6 @@ class Paths:
             return
         _, identity, cookie = parsed
         node = self.node
-        if identity == node.identity:
-            self._give_up(greeting, "that is this very stack", now)
-            return
         if greeting.target and greeting.target != identity:
             # Another node has taken its place: restarted, most likely.
             self.counters.bump("udp_other_node")

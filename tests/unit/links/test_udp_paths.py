@@ -241,8 +241,8 @@ def test_a_node_that_calls_itself(two: Two) -> None:
     two.world.socket(two.client_node, 3)
     introduction = two.client_node.introduce([two.world.where(3)])
     two.world.settle()
-    assert not introduction.address
-    assert two.client_node.counters["udp_hello_self"] >= 1
+    assert introduction.error == "that is this very stack"
+    assert two.client_node.counters["udp_hello_self"] == 2
 
 
 def test_every_socket_of_both_is_told_of(world: World) -> None:
