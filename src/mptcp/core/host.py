@@ -91,6 +91,7 @@ class Host(Environment):
         self.counters = Counters()
         self.now = 0
         self.failures = FailureCache()
+        self.races: list[Connection] = []
         self.interfaces: list[Interface] = []
         self.connections: dict[Connection, None] = {}
         self.listeners: dict[tuple[bytes, int], Listener] = {}

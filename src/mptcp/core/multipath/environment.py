@@ -31,6 +31,7 @@ class Environment(ABC):
     entropy: Entropy
     counters: Counters
     now: int  # of the call that is being carried out
+    races: list[Connection]  # connects that a plain one races at present; some may have ended
 
     @abstractmethod
     def mark(self, connection: Connection) -> None:
