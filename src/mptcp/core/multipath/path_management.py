@@ -210,7 +210,10 @@ class PathManagement:
     def replace(self, manager: PathManager, now: int) -> None:
         """Another manager takes over; it hears of what there is as of a connection just established."""
         self.manager = manager
-        if self._connection.is_fully_established and not self._connection.is_closing:
+        connection = self._connection
+        # A peer that has joined need not have sent data yet.
+        ready = connection.is_fully_established or len(connection.subflows_by_id) > 1
+        if ready and connection.plain is None and not connection.is_closing:
             self.run(manager.on_established(self.facts(now)), now)
         self._connection.touch()
 

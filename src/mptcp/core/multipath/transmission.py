@@ -171,7 +171,7 @@ def help_out(connection: Connection, now: int) -> None:
         return
     idle = [
         s for s in subflows.values()
-        if s.is_usable and not s.stale and not s.path.backup and s.tcp.sender.una == s.tcp.sender.end
+        if s.is_usable and not s.stale and not s.path.backup and s.path.weight and s.tcp.sender.una == s.tcp.sender.end
     ]  # fmt: skip
     if not idle:
         return
