@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import socket as std
 import struct
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,13 @@ def to_local(address: AddressLike) -> Endpoint:
         raise PathError(f"{host!r} is no IP address") from error
 
 
+def _to_locals(addresses: Iterable[AddressLike]) -> list[Endpoint]:
+    wanted = [to_local(address) for address in addresses]
+    if not wanted:
+        raise PathError("the list of addresses is empty")
+    return wanted
+
+
 class BasicApi(EnhancedApi):
     """Methods and properties, and beneath them the options with their structures.
 
@@ -95,7 +103,7 @@ class BasicApi(EnhancedApi):
         All or nothing. PathError: EADDRNOTAVAIL (not an address of this stack), EINVAL, EACCES (privileged port),
         EOPNOTSUPP (regular TCP).
         """
-        wanted = [to_local(address) for address in addresses]
+        wanted = _to_locals(addresses)
         with self._pump.lock:
             self._check_open()
             self._check_local(wanted)
@@ -120,7 +128,7 @@ class BasicApi(EnhancedApi):
 
         PathError: EADDRNOTAVAIL (not an address of the connection, or of this stack), EINVAL, EOPNOTSUPP.
         """
-        wanted = [to_local(address) for address in addresses]
+        wanted = _to_locals(addresses)
         with self._pump.lock:
             self._check_open()
             if self._has_connection():
@@ -146,7 +154,7 @@ class BasicApi(EnhancedApi):
 
     def bind_addresses(self, addresses: Iterable[AddressLike]) -> None:
         """TCP_MULTIPATH_BIND of the first draft: the full list at once. What is not in it is removed."""
-        wanted = [to_local(address) for address in addresses]
+        wanted = _to_locals(addresses)
         with self._pump.lock:
             self._check_open()
             self._check_local(wanted)
@@ -158,10 +166,11 @@ class BasicApi(EnhancedApi):
             kept = {e.address for e in wanted}
             before = list(local_addresses.usable_addresses(connection))
             self.add_addresses(wanted)
-            gone = [Endpoint(a) for a in before if a not in kept]
+            gone: list[AddressLike] = [Endpoint(a) for a in before if a not in kept]
             if connection.local.address not in kept and connection.local.address not in before:
                 gone.append(Endpoint(connection.local.address))
-            self.remove_addresses(gone)
+            if gone:
+                self.remove_addresses(gone)
 
     def add_address(self, address: AddressLike, port: int = 0) -> None:
         """As ``add_addresses`` with one address, which is also announced to the peer at once (ADD_ADDR) if the connection
@@ -373,11 +382,32 @@ class BasicApi(EnhancedApi):
         return endpoints
 
     def _update_listeners(self) -> None:
-        """What is accepted from now on inherits it."""
-        if self._listeners is not None:
-            config = self._effective_config()
-            for listener in self._listeners:
-                listener.config = config
+        """What is accepted from now on inherits it; where addresses were added or removed, it is listened there, too, or
+        no more."""
+        if self._listeners is None:
+            return
+        config = self._effective_config()
+        host = self._pump.host
+        now = self._pump.clock()
+        wanted = self._listen_endpoints()
+        kept = []
+        backlog = 1
+        for listener in self._listeners:
+            listener.config = config
+            backlog = listener.backlog
+            if listener.local in wanted:
+                kept.append(listener)
+            else:
+                listener.owner = None
+                host.close_listener(listener, now)
+        held = {listener.local for listener in kept}
+        for endpoint in wanted:
+            if endpoint not in held:
+                listener = host.listen(endpoint, now, backlog=backlog, options=config)
+                listener.owner = weakref.ref(self)
+                kept.append(listener)
+        self._listeners = kept
+        self._pump.flush()
 
     # --- inside ------------------------------------------------------------------------------------------------------
     def _has_connection(self) -> bool:
@@ -407,8 +437,6 @@ class BasicApi(EnhancedApi):
     def _check_local(self, wanted: Sequence[Endpoint]) -> None:
         """Each is a usable address of this stack, with a port one may have. PathError."""
         host = self._pump.host
-        if not wanted:
-            raise PathError("the list of addresses is empty")
         for local in wanted:
             if local.is_unspecified:
                 raise PathError("the list takes addresses, not the wildcard")

@@ -110,7 +110,7 @@ def fall_back(
     subflow.unmapped = None
     if connection.state is ConnectionState.CONNECTING and subflow.tcp.is_established:
         connection.state = ConnectionState.ESTABLISHED
-    if connection.was_multipath and connection.state is not ConnectionState.CONNECTING:
+    if connection.was_multipath:
         connection.event(EventKind.FELL_BACK, now, subflow=subflow, reason=reason.value)
 
 

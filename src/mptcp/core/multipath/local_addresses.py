@@ -26,13 +26,14 @@ MAX_LISTED_ADDRESSES = 64
 class LocalAddresses:
     """Made for a connection whose application has said something about addresses; others may use all of the host's."""
 
-    __slots__ = ("_excluded", "_ports", "departing", "restricted", "unsent")
+    __slots__ = ("_excluded", "_ports", "departing", "restricted", "returning", "unsent")
 
     def __init__(self, listed: Iterable[Endpoint] | None = None, excluded: Iterable[bytes] = ()) -> None:
         self.restricted = listed is not None  # to those listed; else to all of the host's, and those listed
         self._ports = {endpoint.address: endpoint.port for endpoint in listed or ()}
         self._excluded = set(excluded)
         self.departing: dict[bytes, int] | None = None  # address -> when it goes, alternative or not
+        self.returning: set[bytes] | None = None  # added while subflows from there are still being closed
         self.unsent: list[RemoveAddr] | None = None  # nobody could carry it
 
     def usable(self, environment: Environment) -> list[bytes]:
@@ -90,6 +91,8 @@ def add_local(connection: Connection, local: Endpoint, now: int) -> None:
     if policy.departing:
         policy.departing.pop(local.address, None)
     if connection.is_fully_established:
+        if any(subflow.closing for subflow in _from(connection, local.address)):
+            policy.returning = {*(policy.returning or ()), local.address}
         paths = connection.paths
         paths.run(paths.manager.on_local_address(paths.facts(now), local.address, True), now)
         connection.touch()
@@ -138,6 +141,16 @@ def depart_if_possible(connection: Connection, now: int) -> None:
                 connection.close_subflow(subflow.id, now)
         if connection.paths.knows_local(address):
             connection.paths.withdraw(address, now)
+
+
+def return_if_possible(connection: Connection, address: bytes, now: int) -> None:
+    """A subflow from ``address`` is over: if it was the last one of an address that was added again, that one is new."""
+    policy = connection.paths.local
+    if policy is None or not policy.returning or address not in policy.returning or _from(connection, address):
+        return
+    policy.returning.discard(address)
+    paths = connection.paths
+    paths.run(paths.manager.on_local_address(paths.facts(now), address, True), now)
 
 
 def _policy(connection: Connection) -> LocalAddresses:

@@ -409,6 +409,7 @@ class PathManagement:
         if self._connection.is_fully_established and not self._connection.is_closing:
             local, remote = subflow.tcp.local, subflow.tcp.remote
             self.run(self.manager.on_subflow_closed(self.facts(now), local, remote, subflow.close_reason), now)
+            local_addresses.return_if_possible(self._connection, local.address, now)
 
     def forget(self) -> None:
         self._announced = self._removals = None
