@@ -20,7 +20,7 @@ from websockets.uri import parse_uri
 
 from mptcp.sockets import aio
 from mptcp.sockets.create import create_connection, create_server
-from mptcp.sockets.tls import adopt_context, create_default_context
+from mptcp.sockets.tls import adopt_context, create_default_context, wrap_socket
 
 
 async def connect(uri: str, **arguments: Any) -> websockets.asyncio.client.ClientConnection:
@@ -66,9 +66,12 @@ def serve_sync(
     handler: Callable[..., Any], host: str = "", port: int = 80, *, ssl: ssl.SSLContext | None = None, **arguments: Any
 ) -> websockets.sync.server.Server:
     """``websockets.sync.server.serve``, likewise."""
+    listening = _listening(host, port)
     if ssl is not None:
-        arguments["ssl"] = adopt_context(ssl)
-    return websockets.sync.server.serve(handler, sock=_listening(host, port), **arguments)
+        # websockets asks for an ``ssl.SSLSocket`` if it is to do this itself. The first read does the handshake, in the
+        # thread of that client.
+        listening = wrap_socket(ssl, listening, server_side=True, do_handshake_on_connect=False)
+    return websockets.sync.server.serve(handler, sock=listening, **arguments)
 
 
 def _listening(host: str, port: int) -> Any:
