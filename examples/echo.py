@@ -24,13 +24,13 @@ def serve(listener: mptcp.Socket) -> None:
 
 with client, server:
     listener = server.socket()
-    listener.bind(("10.0.0.2", 7))
+    listener.bind(("", 5007))
     listener.listen()
     thread = threading.Thread(target=serve, args=(listener,))
     thread.start()
     with client.socket() as sock:
         sock.settimeout(10)
-        sock.connect(("10.0.0.2", 7))
+        sock.connect(("10.0.0.2", 5007))
         sock.sendall(b"hello, twice")
         print("client:", sock.recv(100).decode())
         for subflow in sock.subflows():

@@ -109,11 +109,16 @@ def test_a_device_that_is_not_there(world: Any) -> None:
     assert error_of(lambda: client.setsockopt(SOL, std.SO_BINDTODEVICE, name)) == errno.EISCONN
 
 
-def test_the_policy_of_a_stack_overrules(world: Any) -> None:
-    world.client_stack_is(legacy_policy=mptcp.LegacyPolicy(bind_disables=False))
+@pytest.mark.parametrize(("bind", "subflows"), [("restrict", 1), ("ignore", 3)])
+def test_the_policy_of_a_stack_overrules(world: Any, bind: Any, subflows: int) -> None:
+    world.client_stack_is(legacy_policy=mptcp.LegacyPolicy(bind=bind), config=ConnectionConfig())
     client = world.client(0)
     client.bind((world.client_addresses[1], 0))
-    assert world.connect(client)[0].is_multipath
+    client, accepted = world.connect(client)
+    world.wait_active(client, subflows)
+    world.echo(client, accepted)
+    assert len(client.subflows()) == subflows
+    assert client.getsockname()[0] == world.client_addresses[1]
 
 
 # --- §4.2.2 -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.units import KIB
@@ -22,7 +23,10 @@ DISABLED = "TCP_MULTIPATH_ENABLE was set to 0"
 class LegacyPolicy:
     """The local policy of a stack for sockets of programs that have not said what they want of MPTCP."""
 
-    bind_disables: bool = True  # a specific address or a device turns MPTCP off; False: it only restricts MPTCP to it
+    #: What a bind to a specific address or a device does. "disable": it turns MPTCP off where MPTCP was not asked for,
+    #: else it restricts MPTCP to it, as RFC 6897 has it. "restrict": always the latter. "ignore": it only chooses where
+    #: the first subflow comes from, as Linux has it.
+    bind: Literal["disable", "restrict", "ignore"] = "disable"
     min_buffer_bytes: int = MIN_MULTIPATH_BUFFER_BYTES  # 0: no lower bound
     fate_sharing: bool = False  # RFC 6897 §4.2.2: "SHOULD be controlled by a local policy"
 
@@ -80,7 +84,7 @@ def connection_config(
         if not settings.aware and not settings.listed:
             specific = bound is not None and not bound.is_unspecified
             tcp = config.tcp
-            if policy.bind_disables and (specific or settings.device):
+            if policy.bind == "disable" and (specific or settings.device):
                 # RFC 6897 §4.2.1: "The binding to a specific address or interface implies that the application is not
                 # aware of MPTCP and will disable the use of MPTCP on this connection."
                 reason = BOUND if specific else DEVICE
@@ -96,8 +100,10 @@ def connection_config(
         changes["multipath"] = True
     if fate != config.fate_sharing and (fate or settings.fate_sharing is not None):
         changes["fate_sharing"] = fate
+    if policy.bind == "ignore" and not settings.listed:
+        bound, device = None, ()
     named = permitted(settings, bound, device)
-    if named or settings.listed or settings.device:
+    if named or settings.listed or (settings.device and policy.bind != "ignore"):
         # RFC 6897 §5.3.2: "MPTCP MUST respect the application's choice and only use addresses that are explicitly
         # provided by the application."
         changes["local_addresses"] = tuple(named)

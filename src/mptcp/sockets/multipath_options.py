@@ -173,17 +173,23 @@ class BasicApi(EnhancedApi):
                 self.remove_addresses(gone)
 
     def add_address(self, address: AddressLike, port: int = 0) -> None:
-        """As ``add_addresses`` with one address, which is also announced to the peer at once (ADD_ADDR) if the connection
-        is established."""
+        """As ``add_addresses`` with one address; but during the connection it is announced to the peer (ADD_ADDR), whatever
+        the path manager thinks of it. PathError EAGAIN before the peer has acknowledged data."""
         local = to_local(address)
         if port:
             local = Endpoint(local.address, port)
         with self._pump.lock:
-            self.add_addresses([local])
-            connection = self._connection
-            if connection is not None and connection.is_fully_established:
-                connection.add_address(local, self._pump.clock())
-                self._pump.flush()
+            if not self._has_connection():
+                self.add_addresses([local])
+                return
+            connection = self._running_connection()
+            if not connection.is_fully_established:
+                raise PathError("an address can be announced once the peer has acknowledged data", errno.EAGAIN)
+            self._check_local([local])
+            now = self._pump.clock()
+            local_addresses.add_local(connection, local, now, tell_manager=False)
+            connection.add_address(local, now)
+            self._pump.flush()
 
     def remove_address(self, address: AddressLike) -> None:
         """As ``remove_addresses`` with one address."""

@@ -24,6 +24,7 @@ from mptcp.links.base import Link
 from mptcp.links.packet import PacketLink
 from mptcp.links.pcap import PcapLink, PcapWriter
 from mptcp.links.tun import TunLink
+from mptcp.sockets.legacy import LegacyPolicy
 from mptcp.sockets.socket import Socket
 from mptcp.sockets.user import UserStack
 from mptcp.testing.exchange import Exchange
@@ -75,7 +76,8 @@ class Encounter:
             by_name = {one.name: addresses[path] for one, path in zip(links, self.paths, strict=True)}
             self._links = dict(zip(self.paths, links, strict=True))
             self.link_names = {path: one.name for one, path in zip(links, self.paths, strict=True)}
-            self.stack = UserStack(links, by_name, config=config)
+            # A bind chooses where the first subflow comes from and no more, as it does on the kernel's side.
+            self.stack = UserStack(links, by_name, config=config, legacy_policy=LegacyPolicy(bind="ignore"))
         except BaseException:
             for made in links:
                 made.close()

@@ -51,9 +51,9 @@ def test_subflows_opened_closed_and_made_backup() -> None:
         mptcp.UserStack([far], {far.name: ["10.0.0.2"]}, seed=2, config=config) as two,
     ):
         with mptcp.use(two):
-            listener = mptcp.create_server(("", 80))
+            listener = mptcp.create_server(("", 8080))
         with mptcp.use(one):
-            client = mptcp.create_connection(("10.0.0.2", 80), timeout=5)
+            client = mptcp.create_connection(("10.0.0.2", 8080), timeout=5)
         server, _ = listener.accept()
         client.sendall(b"x")
         assert server.recv(1) == b"x"
@@ -325,9 +325,9 @@ def test_stacks_leave_no_descriptors_and_threads() -> None:
             mptcp.UserStack([far], ["10.0.0.2"], seed=2) as two,
         ):
             with mptcp.use(two):
-                listener = mptcp.create_server(("", 80))
+                listener = mptcp.create_server(("", 8080))
             with mptcp.use(one):
-                client = mptcp.create_connection(("10.0.0.2", 80), 5)
+                client = mptcp.create_connection(("10.0.0.2", 8080), 5)
             server, _ = listener.accept()
             for sock in (client, server, listener):
                 sock.fileno()

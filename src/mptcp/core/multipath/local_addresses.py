@@ -78,7 +78,7 @@ def allows(connection: Connection, address: bytes) -> bool:
     return address in usable_addresses(connection)
 
 
-def add_local(connection: Connection, local: Endpoint, now: int) -> None:
+def add_local(connection: Connection, local: Endpoint, now: int, *, tell_manager: bool = True) -> None:
     """The connection may use ``local`` from now on (port 0: any), and the path manager hears of it."""
     if connection.plain is not None:
         raise PathError(f"this connection is regular TCP: {connection.fallback_reason}", errno.EOPNOTSUPP)
@@ -90,7 +90,7 @@ def add_local(connection: Connection, local: Endpoint, now: int) -> None:
     policy.add(local)
     if policy.departing:
         policy.departing.pop(local.address, None)
-    if connection.is_fully_established:
+    if connection.is_fully_established and tell_manager:
         if any(subflow.closing for subflow in _from(connection, local.address)):
             policy.returning = {*(policy.returning or ()), local.address}
         paths = connection.paths
