@@ -33,9 +33,9 @@ FORCES = {
 def has_capability(number: int) -> bool:
     """Whether this thread has the capability in effect, in the user namespace it lives in."""
     try:
-        with open("/proc/thread-self/status", encoding="ascii") as status:
+        with open("/proc/thread-self/status", "rb") as status:
             for line in status:
-                if line.startswith("CapEff:"):
+                if line.startswith(b"CapEff:"):
                     return bool(int(line.split()[1], 16) >> number & 1)
     except (OSError, ValueError):
         pass
@@ -44,7 +44,7 @@ def has_capability(number: int) -> bool:
 
 def first_unprivileged_port() -> int:
     try:
-        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as setting:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "rb") as setting:
             return int(setting.read())
     except (OSError, ValueError):
         return FIRST_UNPRIVILEGED_PORT
