@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from mptcp.cli import demo, dump, get, serve
+from mptcp.cli import run as run_program
 from mptcp.errors import ConfigurationError
 
 #: typer's own base of "the command line is wrong", wherever the installed version keeps it.
@@ -42,6 +43,7 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 for verb, command in (("get", get.get), ("serve", serve.serve), ("dump", dump.dump), ("demo", demo.demo)):
     app.command(verb)(interruptible(command))
+app.command("run", context_settings=run_program.CONTEXT)(interruptible(run_program.run))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

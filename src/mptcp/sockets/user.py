@@ -107,6 +107,7 @@ class UserStack(Stack):
         self.policy = policy if policy is not None else Policy.from_environment()
         self.legacy_policy = legacy_policy or self.policy.legacy
         self.policy.bound_failures(pump.host.failures)
+        self._legacy_given = legacy_policy
         self.pump = pump
         self.ports = Ports(pump)
         self._detached: dict[int, Socket] = {}
@@ -120,6 +121,13 @@ class UserStack(Stack):
         """A copy of the host's counters: what was dropped, refused or worked around, by name."""
         with self.pump.lock:
             return Counters(self.pump.counters)
+
+    def set_policy(self, policy: Policy) -> None:
+        """For connections and listeners that begin from now on; a ``legacy_policy`` given to the stack stays."""
+        with self.pump.lock:
+            self.policy = policy
+            self.legacy_policy = self._legacy_given or policy.legacy
+            policy.bound_failures(self.pump.host.failures)
 
     def supports(self, feature: str) -> Support:
         if feature in _UNSUPPORTED:

@@ -1,0 +1,96 @@
+"""``mptcp run``: an unmodified program, its arguments, its exit status, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mptcp.cli import app
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "file.bin").write_bytes(os.urandom(100_000))
+    return folder
+
+
+def run(site: Path, *arguments: str) -> int:
+    return app.run(["run", f"--link=loopback:{site}", *arguments])
+
+
+def test_a_script_fetches_over_mptcp_and_its_socket_is_ours(site: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, socket, urllib.request, pathlib\n"
+        "assert __name__ == '__main__'\n"
+        "data = urllib.request.urlopen(sys.argv[1]).read()\n"
+        "pathlib.Path(sys.argv[2]).write_bytes(data)\n"
+        "sock = socket.create_connection(('10.99.1.1', 8000))\n"
+        "pathlib.Path(sys.argv[3]).write_text(f'{type(sock).__module__} {sock.is_multipath} {sys.argv[4:]}')\n"
+        "sock.close()\n"
+    )
+    url = "http://10.99.1.1:8000/file.bin"
+    assert run(site, str(script), url, str(tmp_path / "got"), str(tmp_path / "note"), "--link", "x", "-h") == 0
+    assert (tmp_path / "got").read_bytes() == (site / "file.bin").read_bytes()
+    assert (tmp_path / "note").read_text() == "mptcp.sockets.socket True ['--link', 'x', '-h']"
+    assert socket.socket.__module__ == "socket"
+
+
+def test_a_module_with_arguments(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ours.py").write_text("import sys, pathlib\npathlib.Path('out').write_text(repr(sys.argv[1:]))\n")
+    monkeypatch.chdir(tmp_path)
+    assert run(site, "-m", "ours", "--bind", "0.0.0.0", "80") == 0
+    assert (tmp_path / "out").read_text() == "['--bind', '0.0.0.0', '80']"
+
+
+def test_the_exit_status_and_the_traceback_are_the_programs(site: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nsys.exit(7)\n")
+    with pytest.raises(SystemExit) as ended:
+        run(site, str(script))
+    assert ended.value.code == 7
+    script.write_text("def f():\n    raise OSError('no such luck')\nf()\n")
+    command = [sys.executable, "-m", "mptcp", "run", f"--link=loopback:{site}", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):\n  File ")
+    assert done.stderr.endswith("OSError: no such luck\n")
+    assert "runpy" not in done.stderr
+
+
+def test_a_profile_and_a_policy(site: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import socket, sys, pathlib\n"
+        "sock = socket.create_connection(('10.99.1.1', 8000))\n"
+        "pathlib.Path(sys.argv[1]).write_text(f'{sock.scheduler} {sock.is_multipath}')\n"
+        "sock.close()\n"
+    )
+    assert run(site, "--profile", "interactive", str(script), str(tmp_path / "out")) == 0
+    assert (tmp_path / "out").read_text() == "earliest-completion True"
+    policy = tmp_path / "policy.toml"
+    policy.write_text("enable = false\n")
+    assert run(site, "--policy", str(policy), str(script), str(tmp_path / "out")) == 0
+    assert (tmp_path / "out").read_text() == "lowest-rtt False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "a program to run is missing"),
+        (["/nowhere/script.py"], "there is no /nowhere/script.py"),
+        (["--profile", "sideways", __file__], "no profile is called 'sideways'"),
+        (["--policy", "/nowhere", __file__], "No such file"),
+        (["--link", "udp", __file__], "no addresses that a program could connect to"),
+    ],
+)
+def test_wrong_command_lines(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["run", *arguments]) == 2
+    assert says in capsys.readouterr().err
