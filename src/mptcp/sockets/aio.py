@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mptcp.runtime.aio import until
 from mptcp.sockets.aio_server import Server
+from mptcp.sockets.aio_streams import ClientConnected, StreamProtocol, StreamReader
 from mptcp.sockets.aio_tls import tls_arguments
 from mptcp.sockets.aio_transport import StreamTransport
 from mptcp.sockets.create import current_stack
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 64 * 1024
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.BaseProtocol)
-_ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 #: (family, type, protocol, canonical name, address)
 _AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 
@@ -43,14 +43,14 @@ async def open_connection(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """(reader, writer); ``arguments`` are those of ``create_connection`` (``ssl``, ``local_addr``, ``config``, ...)."""
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=limit, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    reader = StreamReader(limit=limit, loop=loop)
+    protocol = StreamProtocol(reader, loop)
     transport, _ = await create_connection(lambda: protocol, host, port, **arguments)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 async def start_server(
-    client_connected_cb: _ClientConnected,
+    client_connected_cb: ClientConnected,
     host: str | Sequence[str] | None = None,
     port: int | str | None = None,
     *,
@@ -60,9 +60,8 @@ async def start_server(
     """Calls ``client_connected_cb(reader, writer)`` for every client; ``arguments``: those of ``create_server``."""
     loop = asyncio.get_running_loop()
 
-    def factory() -> asyncio.StreamReaderProtocol:
-        reader = asyncio.StreamReader(limit=limit, loop=loop)
-        return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
+    def factory() -> StreamProtocol:
+        return StreamProtocol(StreamReader(limit=limit, loop=loop), loop, client_connected_cb)
 
     return await create_server(factory, host, port, **arguments)
 

@@ -15,6 +15,7 @@ from mptcp.core.units import KIB
 from mptcp.errors import to_errno
 from mptcp.runtime.aio import LoopDriver, LoopWaiter
 from mptcp.sockets.address import os_error
+from mptcp.sockets.aio_streams import StreamProtocol, StreamReader
 from mptcp.sockets.state import CLOSED
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
         self._closing = False
         self._lost = 0  # the connection is lost to the protocol; then, writes that came later
         self._aborted = False
+        self._reader: StreamReader | None = None  # takes data itself
         self.set_protocol(protocol)
         if server is not None:
             server._attach(self)
@@ -101,6 +103,12 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol: Any = protocol
         self._takes_buffer = isinstance(protocol, asyncio.BufferedProtocol)
+        if self._reader is not None:
+            self._reader.source = None
+            self._reader = None
+        if isinstance(protocol, StreamProtocol):
+            self._reader = protocol.taker
+            self._reader.source = self
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self._protocol
@@ -140,6 +148,9 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
     def _read_ready(self) -> None:
         connection = self._connection
         if connection.readable_bytes:
+            if self._reader is not None:
+                self._reader.readable()
+                return
             if self._takes_buffer:
                 self._read_into_protocol()
             else:
@@ -159,6 +170,18 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
             self._connection_failed()
         elif self._is_at_end():
             self._end_of_stream()
+
+    def take(self, limit: int) -> bytes:
+        """For a reader: up to ``limit`` octets; b"" if there are none now, or reading is paused."""
+        connection = self._connection
+        if not connection.readable_bytes or self._paused or self._sock is None:
+            return b""
+        with self._pump.lock:
+            data = connection.read(limit)
+        self._driver.flush_soon()
+        if self._is_reading and self._is_at_end():
+            self._driver.again(self._ear)
+        return data
 
     def _is_at_end(self) -> bool:
         connection = self._connection
@@ -372,6 +395,8 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
 
     def _call_connection_lost(self, error: BaseException | None) -> None:
         try:
+            if self._reader is not None:
+                self._reader.absorb()
             self._protocol.connection_lost(error)
         finally:
             sock = self._the_socket()
