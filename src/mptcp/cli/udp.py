@@ -25,7 +25,7 @@ from mptcp.sockets.socket import Socket
 from mptcp.sockets.udp import UdpStack, usable_addresses
 
 #: The TCP port, inside, at which files are served: the UDP port outside may be any, and a NAT may change it.
-SERVICE_PORT = 80
+SERVICE_PORT = 8000
 
 
 def links_for(parts: SplitResult, given: Sequence[str]) -> list[LinkSpec]:

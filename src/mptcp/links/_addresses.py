@@ -14,6 +14,7 @@ from mptcp.links import _netdev
 RTM_NEWADDR, RTM_GETADDR, NLMSG_DONE = 20, 22, 3
 NLM_F_DUMP: Final = 0x300
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x10, 0x100
 IFA_F_TENTATIVE_OR_BAD: Final = 0x40 | 0x08 | 0x20  # tentative, DAD failed, deprecated
 RT_SCOPE_UNIVERSE: Final = 0
 
@@ -81,6 +82,40 @@ def _parse(body: bytes) -> LocalAddress | None:
     except OSError:
         return None  # gone meanwhile
     return LocalAddress(name, ipaddress.ip_interface(f"{ipaddress.ip_address(packed)}/{prefix}"), scope)
+
+
+class AddressWatch:
+    """Readable when an address of this machine has come or gone. Needs no privilege."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        try:
+            self._sock.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def changed(self) -> bool:
+        """Whether something has changed since the last call."""
+        result = False
+        for _ in range(64):
+            try:
+                result |= bool(self._sock.recv(1 << 14))
+            except BlockingIOError:
+                break
+            except OSError:
+                result = True  # ENOBUFS: so much that it did not fit
+        return result
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 def interface_of(address: str) -> str:

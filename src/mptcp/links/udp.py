@@ -85,7 +85,7 @@ class UdpLink(Link):
     """
 
     __slots__ = (
-        "_backlog", "_blocked", "_epoll", "_injected", "_options", "_paths", "_roamed_us", "_sock", "_timer", "_timer_at",
+        "_backlog", "_blocked", "_epoll", "_injected", "_options", "_paths", "_roamed_us", "_sock", "_timer", "_timer_at", "_watch",
         "counters", "gso_max_bytes", "mtu", "name", "node", "roam",
     )  # fmt: skip
 
@@ -126,6 +126,8 @@ class UdpLink(Link):
         self._timer_at = NEVER
         self._epoll.register(self._sock.fileno(), select.EPOLLIN)
         self._epoll.register(self._timer.fileno(), select.EPOLLIN)
+        self._watch = _addresses.AddressWatch()
+        self._epoll.register(self._watch.fileno(), select.EPOLLIN)
         outer = 48 if self._sock.is_v6 else 28
         self.mtu = mtu or max(min(device_mtu - outer, MAX_DATAGRAM) - frames.HEADER_BYTES, frames.BASE_MTU)
         self.gso_max_bytes = GSO_MAX_BYTES
@@ -196,6 +198,7 @@ class UdpLink(Link):
         if self._blocked:
             self._unblock(now)
         busy = False
+        quiet = True
         for _ in range(MAX_BATCHES):  # a flood of frames that are no packets must not keep us here for ever
             if len(received) >= limit:
                 break
@@ -205,10 +208,14 @@ class UdpLink(Link):
                 # ECONNREFUSED and the like: ICMP about something we sent. TCP finds out by itself.
                 self.counters.bump(f"udp_receive_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
                 break
+            quiet &= not batch
             for data, size, where in batch:
                 busy |= self._take(data, size, where, now, received)
             if len(batch) < RECEIVE_BATCH:
                 break
+        if quiet and self._watch.changed():
+            # It was not a datagram that made us readable. While datagrams come our address is well.
+            busy |= self._heed_addresses(now)
         if busy:
             with self.node.lock:
                 self._serve(now)
@@ -481,6 +488,15 @@ class UdpLink(Link):
             self._timer.set(deadline - now)
 
     # --- moving -------------------------------------------------------------------------------------------------------
+    def _heed_addresses(self, now: int) -> bool:
+        """An address of this machine has come or gone. Whether the paths have something to say of it."""
+        if not self.local.is_unspecified:
+            # IPv6 goes on sending from an address that is gone: there may be no error to learn it from.
+            return self._roam(now)
+        with self.node.lock:
+            self._paths.announce_move(now)
+        return True
+
     def _roam(self, now: int) -> bool:
         """Our address may be gone: then the link goes on from whichever the machine has. Whether it does."""
         if not self.roam or now - self._roamed_us < ROAM_US or self.local.is_unspecified or can_bind(self.local):
@@ -518,5 +534,6 @@ class UdpLink(Link):
         if self._timer.fileno() >= 0:
             self.node.remove_socket(self._paths)
             self._timer.close()
+            self._watch.close()
             self._epoll.close()
             self._sock.close()

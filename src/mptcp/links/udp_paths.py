@@ -183,7 +183,8 @@ class Paths:
     def announce_move(self, now: int) -> None:
         """Our own endpoint has changed: the peers are told, by pings that they will challenge."""
         for path in list(self.by_address.values()):
-            path.unanswered = 0
+            # There may be no network yet: a ping that is not answered is soon followed by the next one.
+            path.unanswered = 1
             self._ping(path, Purpose.KEEPALIVE, path.where, now)
             self._start_probing(path, now)
 

@@ -22,7 +22,7 @@ from mptcp.links.udp import UdpLink
 from mptcp.sockets.udp import UdpStack, usable_addresses
 from mptcp.testing.udp_relay import UdpRelay
 
-PORT = 80
+PORT = 8000
 SETS = {4: ["127.0.0.1", "127.0.0.2"], 6: ["::1"]}
 
 
