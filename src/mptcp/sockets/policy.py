@@ -10,7 +10,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -117,7 +118,9 @@ class Policy:
     def from_mapping(cls, table: Mapping[str, Any], where: str = "the mapping") -> Policy:
         """From what a TOML file says: keys are the names of the fields, times end in ``_ms`` or ``_s``."""
         given = _read(dict(table), _POLICY_KEYS, f"policy {where}")
-        given["legacy"] = LegacyPolicy(**_read(given.get("legacy", {}), _LEGACY_KEYS, f"policy {where}, legacy"))
+        legacy = _read(given.pop("legacy", {}), _LEGACY_KEYS, f"policy {where}, legacy")
+        if legacy.get("bind", "disable") not in ("disable", "restrict", "ignore"):
+            raise ConfigurationError(f"policy {where}, legacy: bind is disable, restrict or ignore")
         rules = []
         for number, entry in enumerate(given.pop("rules", ()), 1):
             place = f"policy {where}, destination {number}"
@@ -127,11 +130,13 @@ class Policy:
             ports = rule.get("ports", [])
             if any(not isinstance(port, int) or isinstance(port, bool) for port in ports):
                 raise ConfigurationError(f"{place}: ports is a list of numbers")
-            rules.append(Rule(**(rule | {"ports": tuple(ports)})))
+            with _place(place):
+                rules.append(Rule(**(rule | {"ports": tuple(ports)})))
         exclude = given.get("exclude", [])
         if any(not isinstance(text, str) for text in exclude):
             raise ConfigurationError(f"policy {where}: exclude is a list of networks")
-        return cls(**(given | {"rules": tuple(rules), "exclude": tuple(exclude)}))
+        with _place(f"policy {where}"):
+            return cls(**(given | {"rules": tuple(rules), "exclude": tuple(exclude), "legacy": LegacyPolicy(**legacy)}))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Policy:
@@ -264,10 +269,19 @@ _POLICY_KEYS: _Keys = {
     "destination": (list, "rules", 1),
 }
 _LEGACY_KEYS: _Keys = {
-    "bind_disables": (bool, "bind_disables", 1),
+    "bind": (str, "bind", 1),
     "min_buffer_bytes": (int, "min_buffer_bytes", 1),
     "fate_sharing": (bool, "fate_sharing", 1),
 }
+
+
+@contextmanager
+def _place(place: str) -> Iterator[None]:
+    """Says where in a file what is wrong stands."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {str(error).removeprefix('policy: ')}") from None
 
 
 def _read(table: dict[str, Any], keys: _Keys, place: str) -> dict[str, Any]:
