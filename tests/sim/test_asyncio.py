@@ -328,3 +328,29 @@ def test_a_simulated_loop_is_an_event_loop() -> None:
         runner.run(main())
         assert order == ["now", "early", "late"]
         assert loop.time() == 2
+
+
+def test_events_reach_a_task_in_virtual_time() -> None:
+    world, near, far = make()
+    seen: list[Any] = []
+
+    async def watch(sock: Any) -> None:
+        async for event in sock.events():
+            seen.append(event)  # noqa: PERF401 it never ends
+
+    async def main() -> None:
+        with mptcp.use(far):
+            await asyncio.start_server(echo, None, 80)
+        with mptcp.use(near):
+            _, writer = await mptcp.open_connection("server", 80)
+        watching = asyncio.create_task(watch(writer.get_extra_info("socket")))
+        await asyncio.sleep(1)
+        writer.close()
+        await watching
+
+    run(world, main())
+    kinds = [event.kind.value for event in seen]
+    assert kinds[0] == "established"
+    assert kinds.count("subflow-established") >= 2
+    near.close()
+    far.close()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket as std
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mptcp.core.multipath.events import Event, EventKind
 from mptcp.core.units import NEVER
 from mptcp.errors import PathError
+from mptcp.runtime.aio import until
 from mptcp.runtime.clock import deadline_after
 from mptcp.sockets.address import would_block
 from mptcp.sockets.notifier import Notifier
@@ -106,14 +106,7 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
         while (event := self.poll()) is None:
             if self.is_over:
                 raise StopAsyncIteration
-            loop = asyncio.get_running_loop()
-            readable = loop.create_future()
-            fd = self.fileno()
-            loop.add_reader(fd, _wake, readable)
-            try:
-                await readable
-            finally:
-                loop.remove_reader(fd)
+            await self._socket.wait_in_loop(self._is_ready)
         return event
 
     # --- for the socket, with the lock ----------------------------------------------------------------------------------
@@ -144,11 +137,6 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
                 self.show()
                 return event
         return None
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class EventsApi(Transfer):
@@ -189,6 +177,14 @@ class EventsApi(Transfer):
                 raise would_block()
         elif not pump.wait(self, ready, deadline_after(timeout, pump.clock()) if timeout is not None else NEVER):
             raise TimeoutError("timed out")
+
+    async def wait_in_loop(self, ready: Callable[[], bool]) -> None:
+        """In an event loop, of whatever kind: until ``ready()``, or the stack is closed."""
+        try:
+            await until(self._pump, self, ready)
+        except OSError:
+            if not self._pump.unusable:
+                raise
 
     def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0

@@ -49,7 +49,7 @@ LAST_WORD_US = 200 * MILLISECOND
 _UNSUPPORTED = {
     "SO_REUSEPORT": Support(False, "a port cannot be shared with other processes", "use one server and threads"),
     "inheritable": Support(False, "a connection lives in its process", "use the kernel's stack to hand sockets on"),
-    "ktls": Support(False, "the kernel does not see the connection", "use ssl.MemoryBIO over the socket"),
+    "ktls": Support(False, "the kernel does not see the connection", "use mptcp.wrap_socket"),
 }
 
 
