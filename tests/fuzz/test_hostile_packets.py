@@ -15,7 +15,6 @@ from mptcp.core.wire.mptcp_options import (
     MpFastclose,
     MpJoinAck,
     MpJoinSyn,
-    MpJoinSynAck,
     MpPrio,
     MptcpOption,
     MpTcprst,
@@ -62,11 +61,16 @@ def some_option(chance: random.Random, peer: ScriptedPeer) -> MptcpOption:
 
 
 def some_segment(chance: random.Random, peer: ScriptedPeer) -> Segment:
-    flags = chance.choice([ACK, ACK, ACK | PSH, ACK | PSH, FIN | ACK, SYN, SYN | ACK, RST, RST | ACK, 0, URG | ACK, 0x1FF])
+    flags = chance.choice(
+        [ACK, ACK, ACK | PSH, ACK | PSH, FIN | ACK, SYN, SYN | ACK, RST, RST | ACK, 0, URG | ACK, 0x1FF]
+    )
     options: list[MptcpOption] = []
     for _ in range(chance.randrange(4)):
         option = some_option(chance, peer)
-        if not (flags & SYN and isinstance(option, MpCapable | MpJoinAck)) and options_length(Options(mptcp=(*options, option))) <= 40:
+        if (
+            not (flags & SYN and isinstance(option, MpCapable | MpJoinAck))
+            and options_length(Options(mptcp=(*options, option))) <= 40
+        ):
             options.append(option)
     return Segment(
         (peer.seq + chance.choice([0, 0, 0, -1, 1, 5, -2000, 1 << 16, chance.getrandbits(32)])) & 0xFFFFFFFF,

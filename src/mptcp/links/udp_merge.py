@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -41,21 +42,21 @@ def merge(data: memoryview, size: int, start: int) -> tuple[memoryview, int, int
     seq = _LONG.unpack_from(first, _SEQ)[0]
     parts: list[bytes | bytearray | memoryview] = [b"", data[start + header_end : end]]
     at, flags = end, first[_FLAGS]
-    while at + header_end < total and not flags & _PSH_FIN:
-        head = bytes(data[at : at + header_end])
-        seq = seq + payload & 0xFFFFFFFF
-        if _LONG.unpack_from(head, _SEQ)[0] != seq:
-            break
-        piece_end = min(at + size, total)
-        if head[:_SEQ] != before or head[_ACK:] != after or piece_end - at != size:
-            if not _is_last(head, before, after, piece_end - at):
+    if not flags & _PSH_FIN:
+        whole = (total - at) // size
+        for lead, number, rest in _shape(header_end, payload).iter_unpack(data[at : at + whole * size]):
+            seq = seq + payload & 0xFFFFFFFF
+            if number != seq or lead != before or rest != after:
+                seq = seq - payload & 0xFFFFFFFF
                 break
-            flags = head[_FLAGS] | _PSH_FIN & flags
-            parts.append(data[at + header_end : piece_end])
-            at = piece_end
-            break
-        parts.append(data[at + header_end : piece_end])
-        at = piece_end
+            parts.append(data[at + header_end : at + size])
+            at += size
+        head = bytes(data[at : min(at + header_end, total)])
+        last_end = min(at + size, total)
+        if at + header_end < total and _is_last(head, before, after, seq + payload & 0xFFFFFFFF, last_end - at):
+            flags = head[_FLAGS]
+            parts.append(data[at + header_end : last_end])
+            at = last_end
     if len(parts) == 2:
         return memoryview(bytes(data[start + HEADER_BYTES : end])), 0, end
     header = bytearray(first[HEADER_BYTES:header_end])
@@ -67,11 +68,18 @@ def merge(data: memoryview, size: int, start: int) -> tuple[memoryview, int, int
     return memoryview(b"".join(parts)), payload, at
 
 
-def _is_last(head: bytes, before: bytes, after: bytes, length: int) -> bool:
+@lru_cache(maxsize=64)
+def _shape(header_end: int, payload: int) -> Struct:
+    """What comes before the sequence number, the number, and what comes behind it, of frames one after the other."""
+    return Struct(f"!{_SEQ}sI{header_end - _ACK}s{payload}x")
+
+
+def _is_last(head: bytes, before: bytes, after: bytes, seq: int, length: int) -> bool:
     """Whether a frame that is not like those before it can be their end."""
     # Flags stand at _FLAGS and the checksum at _TCP + 16 of the frame, in ``after`` at 5 and 8.
     return (
-        head[: _IP + 4] == before[: _IP + 4]
+        _LONG.unpack_from(head, _SEQ)[0] == seq
+        and head[: _IP + 4] == before[: _IP + 4]
         and (head[_IP + 4] << 8 | head[_IP + 5]) == length - HEADER_BYTES - 40
         and head[_IP + 6 : _SEQ] == before[_IP + 6 :]
         and head[_ACK:_FLAGS] == after[:5]

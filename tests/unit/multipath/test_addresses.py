@@ -17,9 +17,7 @@ def announcement(peer: ScriptedPeer, address: str, address_id: int, port: int | 
     assert peer.key is not None
     assert peer.host_key is not None
     packed = Endpoint.parse(address).address
-    return AddAddr(
-        address_id, packed, port, False, add_addr_hmac(peer.key, peer.host_key, address_id, packed, port)
-    )
+    return AddAddr(address_id, packed, port, False, add_addr_hmac(peer.key, peer.host_key, address_id, packed, port))
 
 
 def test_announcement_is_echoed_without_hmac() -> None:

@@ -3,7 +3,7 @@
 from mptcp.core.multipath.events import EventKind
 from mptcp.core.multipath.fallback import MAX_REMEMBERED, FailureCache
 from mptcp.core.wire.mptcp_options import Dss, MpFail
-from mptcp.core.wire.segment import ACK, FIN, RST, Segment
+from mptcp.core.wire.segment import FIN, RST, Segment
 from mptcp.testing import builders, connected
 from mptcp.testing.peer import ScriptedPeer
 from mptcp.testing.scripted import ScriptedHost

@@ -13,10 +13,10 @@ from mptcp.core.wire.mptcp_options import (
 )
 from mptcp.core.wire.segment import ACK, RST, SYN
 from mptcp.info import Endpoint, SubflowState
-from mptcp.testing import builders
+from mptcp.testing import builders, connected
 from mptcp.testing.peer import PEER_KEY, PEER_NONCE
 from mptcp.testing.scripted import PEER_ADDRESS
-from mptcp.testing import connected
+
 
 def test_peer_joins_and_data_flows_on_both_subflows() -> None:
     _, peer, connection = connected.server()

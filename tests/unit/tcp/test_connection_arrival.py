@@ -485,9 +485,7 @@ wild = st.builds(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(segments=st.lists(wild, max_size=40), timestamps=st.booleans(), writes=st.booleans(), opening=st.booleans())
-def test_wild_segments_never_raise(
-    segments: list[Segment], timestamps: bool, writes: bool, opening: bool
-) -> None:
+def test_wild_segments_never_raise(segments: list[Segment], timestamps: bool, writes: bool, opening: bool) -> None:
     peer = ScriptedPeer(timestamps=timestamps)
     if opening:
         peer.tcp.open(peer.now)

@@ -89,7 +89,11 @@ def test_fin_is_retransmitted() -> None:
 
 # --- keep-alive -----------------------------------------------------------------------------------------------------
 KEEPALIVE = TcpConfig(
-    timestamps=False, keepalive=True, keepalive_idle_us=60 * SECOND, keepalive_interval_us=10 * SECOND, keepalive_count=3
+    timestamps=False,
+    keepalive=True,
+    keepalive_idle_us=60 * SECOND,
+    keepalive_interval_us=10 * SECOND,
+    keepalive_count=3,
 )
 
 

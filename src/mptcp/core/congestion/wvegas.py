@@ -15,7 +15,15 @@ GAMMA = 1
 class Wvegas(CoupledControl):
     """Looks once per round trip; a subflow with a larger share of the rate may keep more segments queued."""
 
-    __slots__ = ("_alpha", "_base_rtt_us", "_queueing_us", "_round_acked", "_round_rtts", "_round_samples", "_round_size")
+    __slots__ = (
+        "_alpha",
+        "_base_rtt_us",
+        "_queueing_us",
+        "_round_acked",
+        "_round_rtts",
+        "_round_samples",
+        "_round_size",
+    )
 
     name = "wvegas"
 

@@ -35,7 +35,9 @@ class ConnectionConfig:
     announce_retries: int = 5
     close_timeout_us: int = 60 * SECOND  # a connection without subflows is kept that long (break before make)
     fastclose_retries: int = 3  # RFC 8684 §3.5: "A RECOMMENDED number is 3"
-    local_addresses: tuple[Endpoint, ...] | None = None  # the only ones it may use; port 0: any; None: all of the host's
+    local_addresses: tuple[Endpoint, ...] | None = (
+        None  # the only ones it may use; port 0: any; None: all of the host's
+    )
     excluded_addresses: tuple[bytes, ...] = ()  # of the host's, those it may not use
     fate_sharing: bool = False  # RFC 6897 §4.2.2: the connection ends with its first subflow
     disabled_reason: str = ""  # why ``multipath`` is off; what ``fallback_reason`` then says

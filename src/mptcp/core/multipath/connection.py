@@ -44,11 +44,50 @@ class Connection:
     """
 
     __slots__ = (
-        "_events", "fast_close", "armed_us", "asked_us", "last_progress_us", "lonely_since_us", "_half_closed", "_next_id", "plain",
-        "_shut_read", "user_closed", "_window_check", "checksum", "config", "data_receiver", "data_sender",
-        "coupling", "environment", "error", "fallback", "first_dsn", "race_at", "redundancy", "rival", "initial_id", "is_client", "is_fully_established", "local", "local_key",
-        "marked", "opened_us", "owner", "paths", "remote", "remote_denies_join", "remote_idsn", "remote_key",
-        "remote_token", "scheduler", "state", "subflows_by_id", "token", "version", "was_multipath",
+        "_events",
+        "_half_closed",
+        "_next_id",
+        "_shut_read",
+        "_window_check",
+        "armed_us",
+        "asked_us",
+        "checksum",
+        "config",
+        "coupling",
+        "data_receiver",
+        "data_sender",
+        "environment",
+        "error",
+        "fallback",
+        "fast_close",
+        "first_dsn",
+        "initial_id",
+        "is_client",
+        "is_fully_established",
+        "last_progress_us",
+        "local",
+        "local_key",
+        "lonely_since_us",
+        "marked",
+        "opened_us",
+        "owner",
+        "paths",
+        "plain",
+        "race_at",
+        "redundancy",
+        "remote",
+        "remote_denies_join",
+        "remote_idsn",
+        "remote_key",
+        "remote_token",
+        "rival",
+        "scheduler",
+        "state",
+        "subflows_by_id",
+        "token",
+        "user_closed",
+        "version",
+        "was_multipath",
     )  # fmt: skip
 
     def __init__(
@@ -558,7 +597,9 @@ class Connection:
         if self.config.fate_sharing and subflow.id == self.initial_id and not self._is_ended_well():
             # RFC 6897 §4.2.2: "the MPTCP stack MAY close the whole MPTCP connection if the first subflow is closed"
             self.reset_all(now, MpFastclose(self.remote_key))
-            self.end(error or ConnectionWasReset("the first subflow has ended, and the connection shares its fate"), now)
+            self.end(
+                error or ConnectionWasReset("the first subflow has ended, and the connection shares its fate"), now
+            )
             return
         alive = frozenset(s.id for s in self.open_subflows() if s is not subflow and not s.is_half_open)
         # A copy on a subflow that does not answer is not worth much, unless there is no other subflow.

@@ -138,7 +138,8 @@ class DataSender:
 
     def take_reinjection(self, chunk: Chunk, length: int, subflow_id: int) -> tuple[int, list[Payload]]:
         """(dsn, views) of up to ``length`` octets of ``chunk`` that are not acknowledged; the rest stays queued."""
-        assert self._queue and self._queue[0] is chunk
+        assert self._queue
+        assert self._queue[0] is chunk
         start = max(chunk.dsn, self.una)
         length = min(length, chunk.end - start)
         views = cut(chunk.payloads, start - chunk.dsn, length)

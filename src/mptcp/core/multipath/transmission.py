@@ -59,8 +59,7 @@ def push(connection: Connection, now: int) -> None:
             # a middlebox removes DATA_ACKs, it is further data that shows it.)
             if length == stream.length:
                 if sender.fin_dsn < 0 and (
-                    tcp_config.cork
-                    or (not tcp_config.no_delay and sender.una < sender.nxt and in_flight(connection))
+                    tcp_config.cork or (not tcp_config.no_delay and sender.una < sender.nxt and in_flight(connection))
                 ):
                     break
             # RFC 9293 §3.8.6.2.1: nor is a small window filled while more room must be on its way

@@ -14,7 +14,9 @@ MAX_RETRIES = 6
 PROVEN_US = 10 * SECOND
 
 #: After these the pair of addresses is left alone: the peer has refused, or somebody closed it on purpose.
-FINAL_REASONS = frozenset({"refused", "local", "peer", "reset-1", "reset-3", "reset-6", "middlebox", "checksum", "protocol"})
+FINAL_REASONS = frozenset(
+    {"refused", "local", "peer", "reset-1", "reset-3", "reset-6", "middlebox", "checksum", "protocol"}
+)
 
 
 class FullMesh(PathManager):
@@ -29,9 +31,7 @@ class FullMesh(PathManager):
 
     name = "fullmesh"
 
-    def __init__(
-        self, limit: int = 8, backup_addresses: frozenset[bytes] = frozenset(), standby: bool = False
-    ) -> None:
+    def __init__(self, limit: int = 8, backup_addresses: frozenset[bytes] = frozenset(), standby: bool = False) -> None:
         self.limit = limit
         self.standby = standby
         self.backup_addresses = backup_addresses

@@ -255,9 +255,7 @@ def process_ack(connection: Connection, segment: Segment, seq: int, ack: int, no
     field = segment.window
     window = field << connection.send_scale
     # "If (SND.WL1 < SEG.SEQ or (SND.WL1 = SEG.SEQ and SND.WL2 =< SEG.ACK)), set SND.WND <- SEG.WND"
-    if ack >= una and (
-        connection.window_seq < seq or (connection.window_seq == seq and connection.window_ack <= ack)
-    ):
+    if ack >= una and (connection.window_seq < seq or (connection.window_seq == seq and connection.window_ack <= ack)):
         connection.window_seq = seq
         connection.window_ack = ack
         connection.last_window_field = field
@@ -371,4 +369,3 @@ def send_challenge(connection: Connection, now: int) -> None:
 
 def _signed(difference: int) -> int:
     return ((difference + 0x80000000) & MASK32) - 0x80000000
-

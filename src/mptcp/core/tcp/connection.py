@@ -251,9 +251,7 @@ class Connection:
         # Header prediction: the next segment in order, nothing special about it. Each condition that fails leads to
         # arrival.py, which does the same with all of RFC 9293 §3.10.7.4.
         length = segment.length
-        if length and (
-            receiver.reassembly is not None or nxt + length > receiver.window.edge or receiver.fin_seq >= 0
-        ):
+        if length and (receiver.reassembly is not None or nxt + length > receiver.window.edge or receiver.fin_seq >= 0):
             arrival.handle_segment(self, segment, now)
             return
         options = segment.options

@@ -191,5 +191,3 @@ def poll_not_sending(connection: Connection, now: int) -> Segment | None:
         if connection.probe_wanted:
             return make_probe(connection, now)
     return None
-
-
