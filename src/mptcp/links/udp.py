@@ -26,7 +26,7 @@ from mptcp.core.packet import Packet
 from mptcp.core.units import NEVER, SECOND
 from mptcp.core.wire import icmp
 from mptcp.core.wire.icmp import IcmpKind
-from mptcp.core.wire.offload import split
+from mptcp.core.wire.offload import coalesce, split
 from mptcp.core.wire.segment import Payload
 from mptcp.errors import ConfigurationError
 from mptcp.info import Endpoint
@@ -58,6 +58,8 @@ BUFFER_BYTES: Final = 4 * 1024 * 1024
 DEFAULT_MTU: Final = 1500
 #: Buffers one sendmsg takes (IOV_MAX); a packet of more views is joined.
 IOV_MAX: Final = 1024
+#: Packets of this length are large enough as they are.
+COALESCE_BELOW: Final = 9000
 #: Calls of recvmmsg in one ``receive``.
 MAX_BATCHES: Final = 16
 #: ICMP errors of the link's own that wait for the stack to read them.
@@ -219,6 +221,9 @@ class UdpLink(Link):
         if busy:
             with self.node.lock:
                 self._serve(now)
+        if len(received) > 2 and len(received[0][0]) < COALESCE_BELOW:
+            # What the kernel has not put together, because it cannot or because the sender's has not cut it.
+            return coalesce(received)
         return received
 
     def _take(self, data: memoryview, size: int, where: bytes, now: int, received: list[ReceivedPacket]) -> bool:
