@@ -249,7 +249,7 @@ def test_non_blocking(pair: mptcp.TlsSocket) -> None:
     except ssl.SSLWantWriteError:
         assert sent
     else:
-        pytest.fail("8 MiB that nobody reads cannot have fitted")
+        pytest.fail("64 MiB that nobody reads cannot have fitted")
     pair.settimeout(10)
     got = 0
     while got < sent:
