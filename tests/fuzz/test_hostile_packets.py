@@ -167,8 +167,9 @@ def test_a_flood_of_joins_is_bounded() -> None:
             builders.syn(MpJoinSyn(number + 1, number, 1)), source=Endpoint.parse("10.8.0.8", 1024 + number),
             destination=peer.remote,
         )  # fmt: skip
-    assert len(connection.subflows_by_id) <= connection.config.max_subflows
-    assert host.counters["join_limit"] == 300 - connection.config.max_subflows + 1
+    # those nobody has proved are few, and the oldest gives way; one may still be saying so
+    assert len(connection.open_subflows()) <= connection.config.max_subflows
+    assert len(connection.subflows_by_id) <= connection.config.max_subflows + 1
     assert host.counters["join_unknown_token"] == 300
     peer.sends(b"unharmed")
     assert connection.read(100) == b"unharmed"
