@@ -409,6 +409,7 @@ class UdpLink(Link):
 
     def _failed(self, error: OSError, where: bytes, length: int, inner: bytes, now: int) -> None:
         """A datagram was refused; ``inner``: the first octets of the packet in it."""
+        # By errno; the datagram is lost.
         self.counters.bump(f"udp_send_{errno.errorcode.get(error.errno or 0, 'error').lower()}")
         if error.errno == errno.EMSGSIZE:
             with self.node.lock:
@@ -443,7 +444,7 @@ class UdpLink(Link):
     # --- errors that routers would tell -------------------------------------------------------------------------------
     def _too_big(self, packet: bytes, mtu: int) -> None:
         """The path is narrower than the link: the stack hears of it as from any router."""
-        self.counters.bump("udp_too_big")
+        self.counters.bump("udp_too_big")  # a packet was longer than its path's MTU: the stack was told
         self._inject(IcmpKind.PACKET_TOO_BIG, packet, mtu)
 
     def _inject(self, kind: IcmpKind, packet: bytes, mtu: int = 0) -> None:
@@ -472,7 +473,7 @@ class UdpLink(Link):
         for packet in paths.poll_released():
             path = paths.by_address.get(bytes(packet.header[24:40]))
             if path is not None and not self._transmit(path, packet, now):
-                self.counters.bump("udp_send_queue_full")
+                self.counters.bump("udp_send_queue_full")  # a packet that had waited for its path met a full socket
         self._flush(now)
         for where, datagram, mode in paths.poll_frames():
             try:

@@ -375,7 +375,7 @@ class Paths:
             return
         nonce, length, proof = parsed
         if length != ping.length or not frames.pong_proves(nonce, length, proof, path.peer.key, path.address):
-            self.counters.bump("udp_pong_unproven")
+            self.counters.bump("udp_pong_unproven")  # an answer to a ping from somebody without the key
             return
         assert path.pings is not None
         del path.pings[nonce]
@@ -526,7 +526,7 @@ class Paths:
             if greeting.deadline > now:
                 self._arm(greeting.deadline)
             elif now - greeting.started_us >= HELLO_PATIENCE_US:
-                self.counters.bump("udp_hello_unanswered")
+                self.counters.bump("udp_hello_unanswered")  # a hello was given up
                 self._give_up(greeting, _SILENT, now)
             else:
                 self._send_hello(greeting, now)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
 import random
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +26,9 @@ from mptcp.sockets.udp import UdpStack, usable_addresses
 from mptcp.testing.udp_relay import UdpRelay
 
 PORT = 8000
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```$", (Path(__file__).parents[3] / "docs/udp.md").read_text(), re.MULTILINE | re.DOTALL
+)
 SETS = {4: ["127.0.0.1", "127.0.0.2"], 6: ["::1"]}
 
 
@@ -266,6 +272,39 @@ def test_links_can_be_wrapped(closing: list[Any]) -> None:
     sock = client.connect_udp(("127.0.0.1", server.port), PORT, timeout=10)
     upload(sock, 100_000)
     sock.close()
+
+
+def test_asyncio_streams(closing: list[Any]) -> None:
+    """The same program as over anything else: only the address comes from ``reach``."""
+    server, client = UdpStack(["127.0.0.1", "::1"], free_port()), UdpStack(["127.0.0.1", "::1"])
+    closing += [server, client]
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        with mptcp.use(server):
+            listening = await mptcp.start_server(echo, "::", PORT, family=socket.AF_INET6)
+        address = await asyncio.to_thread(client.reach, "127.0.0.1", server.links[0].local.port)
+        with mptcp.use(client):
+            reader, writer = await mptcp.open_connection(address, PORT)
+        octets = os.urandom(1 << 20)
+        writer.write(octets)
+        writer.write_eof()
+        assert await reader.read(-1) == octets
+        writer.close()
+        listening.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_documentation_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, "docs/udp.md", "exec"), {})
+    assert capsys.readouterr().out == "b'hello' True\n127.0.0.1:47011\n"
 
 
 # --- wrong use --------------------------------------------------------------------------------------------------------
