@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,8 +94,9 @@ class Listening(ConnectionApplication):
             self.arrivals.append((self.total, now))
 
 
+@cache
 def message_delays_us(
-    name: str, *, size: int = 20_000, every_us: int = 40 * MILLISECOND, count: int = 400, ipv6: bool = False
+    name: str, *, size: int = 20_000, every_us: int = 40 * MILLISECOND, count: int = 200, ipv6: bool = False
 ) -> list[int]:
     """From write to read, of messages over paths of 10 and 100 ms; sorted."""
     made = pair(name, link(10, 10), link(10, 100), ipv6=ipv6)
@@ -147,6 +149,7 @@ def upload(
     return Run([path.forward.bytes_delivered for path in made.paths], receiver, made)
 
 
+@cache
 def stall_us(name: str) -> int:
     """The longest silence at the receiver when one of two equal paths goes dead for good."""
 
@@ -156,6 +159,7 @@ def stall_us(name: str) -> int:
     return upload(name, link(10, 40), link(10, 40), until_us=8 * SECOND, events=kill).receiver.progress.longest_stall_us
 
 
+@cache
 def unsteadiness(name: str) -> float:
     """Standard deviation of the goodput by its mean, in half-seconds, while a second path comes and goes."""
 
@@ -169,6 +173,7 @@ def unsteadiness(name: str) -> float:
     return statistics.pstdev(bins) / statistics.fmean(bins)
 
 
+@cache
 def offered(name: str, mbps: float) -> list[float]:
     """What each path carries, in Mbit/s, of a stream of that rate; the second path has the shorter delay."""
     made = pair(name, link(10, 40), link(10, 20))
@@ -189,6 +194,7 @@ def offered(name: str, mbps: float) -> list[float]:
     ]
 
 
+@cache
 def takeover(name: str, setup: str = "") -> tuple[int, int]:
     """Octets that the second path had carried when the first one died, and the silence that followed."""
     seen: list[int] = []

@@ -159,6 +159,11 @@ def test_steady_fills_up_to_the_rate_that_is_needed_and_no_further() -> None:
     assert chosen(Steady(rate_bps=10_000_000), [full(1), path(2)]) == 0
     assert chosen(Steady(rate_bps=20_000_000), [full(1), path(2)]) == 2
     assert chosen(Steady(rate_bps=20_000_000), [full(1), full(2), path(3)]) == 0
+    # One that can still send and lags behind all the same is held up by something else than its window: 10 segments in
+    # 10 ms are 8 Mbit/s.
+    assert chosen(Steady(rate_bps=10_000_000), [path(1), path(2)], 100 * MSS) == 2
+    assert chosen(Steady(rate_bps=10_000_000), [path(1), path(2)], 10 * MSS) == 1
+    assert chosen(Steady(rate_bps=7_000_000), [path(1), path(2)], 100 * MSS) == 1
 
 
 def test_redundancy_is_ordered_and_named() -> None:

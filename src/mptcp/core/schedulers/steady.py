@@ -13,6 +13,9 @@ CALMER = 4
 #: ... and the present one varies by more than this.
 RESTLESS_US = 20 * MILLISECOND
 
+#: With a rate to keep, the path lags behind when what waits is more than comes in this time.
+LAG_US = 50 * MILLISECOND
+
 
 class Steady(Scheduler):
     """Bandwidth that comes and goes with further paths is left unused. With ``rate_bps``, what the application needs, the
@@ -34,17 +37,18 @@ class Steady(Scheduler):
             if current is None or calmest.rttvar_us * CALMER < current.rttvar_us:
                 current = calmest
                 self._path_id = current.id
-        if current.sendable_bytes > 0:
-            return current
-        if self._rate and current.srtt_us:
-            given = current.cwnd_bytes / current.srtt_us
-            for path in usable:
+        blocked = current.sendable_bytes <= 0
+        if self._rate and current.srtt_us and (blocked or length > self._rate * LAG_US):
+            # It does not keep up: what is under way per round trip is what it gives.
+            given = 0.0
+            for path in sorted(usable, key=lambda path: path is not current):
                 if given >= self._rate:
-                    return None
-                if path is not current:
-                    if path.sendable_bytes > 0:
-                        return path
-                    given += path.cwnd_bytes / path.srtt_us if path.srtt_us else 0
+                    break
+                if path is not current and path.sendable_bytes > 0:
+                    return path
+                given += path.in_flight_bytes / path.srtt_us if path.srtt_us else 0
+        if not blocked:
+            return current
         if not current.in_flight_bytes:
             # It cannot send although nothing is under way (its link is busy, its window closed): nothing would ask again.
             return next((path for path in usable if path.sendable_bytes > 0), None)
