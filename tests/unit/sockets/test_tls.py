@@ -211,6 +211,8 @@ def test_calls_that_make_no_sense_with_tls(pair: mptcp.TlsSocket) -> None:
         pair.recv(1, std.MSG_PEEK)
     with pytest.raises(ValueError, match="detached"):
         pair.detach()
+    pair.sendall(b"works on")
+    assert _read(pair, 8) == b"works on"
 
 
 def test_files_and_recv_into(pair: mptcp.TlsSocket) -> None:
@@ -241,7 +243,7 @@ def test_non_blocking(pair: mptcp.TlsSocket) -> None:
     pair.setblocking(False)
     with pytest.raises(ssl.SSLWantReadError):
         pair.recv(1)
-    data = bytes(8 << 20)
+    data = bytes(64 << 20)
     sent = 0
     try:
         while sent < len(data):
