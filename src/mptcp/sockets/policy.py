@@ -27,8 +27,9 @@ from mptcp.sockets.legacy import LegacyPolicy
 from mptcp.sockets.profiles import profile_named
 
 #: A connect without an answer is raced by one without MPTCP after this. RFC 6555 §5.5 suggests 150 to 250 ms between
-#: attempts; many round trips on Earth take longer, and a race that need not have been costs the server a connection.
-RACE_PLAIN_US = 300 * MILLISECOND
+#: attempts; a busy server answers later than that, and a race lost for that reason costs the connection its other paths. So:
+#: when TCP itself would send its SYN again.
+RACE_PLAIN_US = 1000 * MILLISECOND
 
 #: Rules of one policy; each connect looks at all of them.
 MAX_RULES = 1024
