@@ -85,26 +85,31 @@ def _parse(body: bytes) -> LocalAddress | None:
 
 
 class AddressWatch:
-    """Readable when an address of this machine has come or gone. Needs no privilege."""
+    """Readable when an address of this machine has come or gone. Needs no privilege; where a system keeps it from
+    ordinary users nevertheless, ``fileno`` is -1 and nothing ever changes."""
 
     __slots__ = ("_sock",)
 
     def __init__(self) -> None:
-        self._sock = socket.socket(
+        self._sock: socket.socket | None = None
+        sock = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
         try:
-            self._sock.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
-        except BaseException:
-            self._sock.close()
-            raise
+            sock.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+        except OSError:
+            sock.close()
+            return
+        self._sock = sock
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return -1 if self._sock is None else self._sock.fileno()
 
     def changed(self) -> bool:
         """Whether something has changed since the last call."""
         result = False
+        if self._sock is None:
+            return False
         for _ in range(64):
             try:
                 result |= bool(self._sock.recv(1 << 14))
@@ -115,7 +120,8 @@ class AddressWatch:
         return result
 
     def close(self) -> None:
-        self._sock.close()
+        if self._sock is not None:
+            self._sock.close()
 
 
 def interface_of(address: str) -> str:

@@ -129,7 +129,8 @@ class UdpLink(Link):
         self._epoll.register(self._sock.fileno(), select.EPOLLIN)
         self._epoll.register(self._timer.fileno(), select.EPOLLIN)
         self._watch = _addresses.AddressWatch()
-        self._epoll.register(self._watch.fileno(), select.EPOLLIN)
+        if self._watch.fileno() >= 0:
+            self._epoll.register(self._watch.fileno(), select.EPOLLIN)
         outer = 48 if self._sock.is_v6 else 28
         self.mtu = mtu or max(min(device_mtu - outer, MAX_DATAGRAM) - frames.HEADER_BYTES, frames.BASE_MTU)
         self.gso_max_bytes = GSO_MAX_BYTES
@@ -138,7 +139,12 @@ class UdpLink(Link):
 
     @staticmethod
     def _device_mtu(local: Endpoint) -> int:
-        return DEFAULT_MTU if local.is_unspecified else _netdev.mtu(_addresses.interface_of(local.host))
+        if local.is_unspecified:
+            return DEFAULT_MTU
+        try:
+            return _netdev.mtu(_addresses.interface_of(local.host))
+        except OSError:  # a system that does not show its interfaces to everybody
+            return DEFAULT_MTU
 
     # --- what the layers above may want to know -----------------------------------------------------------------------
     @property
@@ -532,6 +538,7 @@ class UdpLink(Link):
             self._epoll.register(sock.fileno(), select.EPOLLIN)
             old.close()
             self._blocked = False
+            self._backlog.clear()
             self._paths.local = sock.local
             self._paths.announce_move(self.node.clock())
         self._wake()

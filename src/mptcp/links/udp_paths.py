@@ -30,6 +30,8 @@ from mptcp.links.udp_node import MAX_PEER_PATHS, Introduction, Peer, UdpNode
 from mptcp.links.udp_path import Path, Ping, Purpose
 from mptcp.links.udp_socket import DISCOVER, MAY_FRAGMENT, PROBE, endpoint_of, sockaddr
 
+#: Cookies that one hello of ours answers at once: further ones wait for its timer.
+MAX_COOKIES: Final = 4
 #: Paths of one socket.
 MAX_PATHS: Final = 4096
 #: Hellos of one socket that wait for their answer.
@@ -63,7 +65,7 @@ class _Greeting:
     """A hello of ours."""
 
     __slots__ = (
-        "cookie", "deadline", "introduction", "key", "nonce", "peer", "sent_us", "started_us", "tag", "target", "tries", "where",
+        "cookie", "cookies", "deadline", "introduction", "key", "nonce", "peer", "sent_us", "started_us", "tag", "target", "tries", "where",
     )  # fmt: skip
 
     def __init__(
@@ -74,7 +76,7 @@ class _Greeting:
         self.introduction = introduction
         self.cookie, self.key = frames.NO_COOKIE, frames.NO_KEY
         self.peer: Peer | None = None
-        self.tries = 0
+        self.tries = self.cookies = 0
         self.started_us = self.sent_us = self.deadline = now
 
 
@@ -327,8 +329,10 @@ class Paths:
         # The key goes only to where we have found the peer, and to where it says itself that it is: a stranger who
         # claims to be it does not get it.
         greeting.key = peer.key if peer.knows(endpoint_of(where)) else frames.NO_KEY
-        greeting.tries = 0
-        self._send_hello(greeting, now)
+        greeting.cookies += 1
+        if greeting.cookies <= MAX_COOKIES:  # a responder that likes none of its own cookies must not keep us talking
+            greeting.tries = 0
+            self._send_hello(greeting, now)
 
     def _handle_welcome(self, data: memoryview, where: bytes, now: int) -> None:
         welcome = frames.Welcome.parse(data)
@@ -351,6 +355,7 @@ class Paths:
         path = self.by_address.get(address)
         if path is None:
             if not self._has_room(peer, now):
+                self._disappoint(peer.node)
                 return
             path = self._add(address, peer, welcome.number, where, welcome.tag, greeting.tag, now)
         else:
@@ -366,6 +371,7 @@ class Paths:
         if greeting.introduction is not None:
             greeting.introduction.found(address)
         self._release(address)
+        self._disappoint(peer.node)
 
     def _handle_pong(self, path: Path, data: memoryview, where: bytes, now: int) -> None:
         parsed = frames.parse_pong(data)
@@ -462,6 +468,12 @@ class Paths:
     def _release(self, address: bytes) -> None:
         self._released += self._waiting.pop(address, ())
 
+    def _disappoint(self, node: bytes) -> None:
+        """What waits for sockets of ``node`` that no hello looks for any more is unreachable."""
+        if self._waiting and not any(greeting.target == node for greeting in self._greetings.values()):
+            for address in [a for a in self._waiting if a[6:14] == node]:
+                self._unreachable += self._waiting.pop(address)
+
     def _start_probing(self, path: Path, now: int, *, is_raise: bool = False) -> None:
         # The system's idea of the path is where the search begins: it knows its own links, and what ICMP told it.
         limit = self._measure(path.where)
@@ -515,9 +527,7 @@ class Paths:
                     p for p in self._initiated if p.where == greeting.where and p.peer.node == greeting.target
                 ]:
                     self._drop(path)
-            for address in [a for a in self._waiting if a[6:14] == greeting.target]:
-                if not any(other.target == greeting.target for other in self._greetings.values()):
-                    self._unreachable += self._waiting.pop(address)
+            self._disappoint(greeting.target)
 
     def handle_timeout(self, now: int) -> None:
         """What was to happen by ``now``."""

@@ -328,6 +328,8 @@ class DatagramSocket:
         i = self._start
         assert self._outgoing is not None
         self._start += 1
+        if self._start == self._queued:
+            self._start = self._queued = 0
         length = self._outgoing.iovs[i].length
         at = i * SLOT_BYTES
         return self._wheres[i], length, bytes(self._outgoing.data[at : at + min(length, 128)])

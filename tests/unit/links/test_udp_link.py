@@ -365,6 +365,37 @@ def test_other_errors_of_sending_are_told_and_counted(
     assert two.near.counters == {"udp_send_eperm": 1}
 
 
+def test_after_many_refusals_datagrams_still_go_together(
+    make: Callable[..., Two], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = make()
+    original = DatagramSocket.flush
+
+    def refuse(self: DatagramSocket) -> None:
+        raise OSError(errno.EPERM, "a firewall")
+
+    monkeypatch.setattr(DatagramSocket, "flush", refuse)
+    two.near.send([two.packet(b"x")] * 100)
+    monkeypatch.setattr(DatagramSocket, "flush", original)
+    assert two.near._sock.queue(sockaddr(two.far.local), [b"x"], 1)
+    assert two.near._sock.queued == 1
+
+
+def test_a_system_that_shows_nothing_to_ordinary_users(family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No netlink, as on some telephones: the link works all the same."""
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "no netlink for you")
+
+    monkeypatch.setattr("mptcp.links._addresses.local_addresses", refuse)
+    monkeypatch.setattr("mptcp.links._addresses.RTMGRP_IPV4_IFADDR", 1 << 40)  # bind refuses that
+    link = UdpLink(HOSTS[family])
+    assert link.mtu == 1500 - (28 if family == 4 else 48) - frames.HEADER_BYTES
+    assert link._watch.fileno() == -1
+    assert link.receive() == []
+    link.close()
+
+
 def test_what_cannot_work_is_said_at_once(family: int) -> None:
     with pytest.raises(ConfigurationError, match="no address to open"):
         UdpLink("somewhere")

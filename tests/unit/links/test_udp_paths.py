@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mptcp.core.packet import Packet
 from mptcp.core.units import MILLISECOND, SECOND
@@ -552,6 +554,47 @@ def test_packets_to_nowhere_are_unreachable(two: Two) -> None:
     two.client.want(packet, two.world.now)
     two.world.run(HELLO_PATIENCE_US + SECOND)
     assert two.client.poll_unreachable() == [packet]
+
+
+def test_an_endpoint_that_leads_to_another_socket(world: World) -> None:
+    """The peer is wrong about where its second socket is: what waits for that one does not wait for ever."""
+    two = Two(world)
+    two.meet()
+    two.ours.peer.learn(7, world.endpoint(2))
+    packet = tcp_packet(two.client.address, frames.virtual_address(two.server_node.identity, 7))
+    two.client.want(packet, world.now)
+    world.settle()
+    assert two.client.poll_unreachable() == [packet]
+    assert two.ours.where == world.where(2)
+
+
+def test_a_responder_that_likes_no_cookie_does_not_keep_us_talking(two: Two) -> None:
+    """A NAT with a new port for every datagram, say."""
+    ports = iter(range(10_000, 60_000))
+
+    def between(source: bytes, to: bytes, octets: bytes) -> Frame | None:
+        if to == two.world.where(2):
+            return two.world.where(5, next(ports)), to, octets
+        return (source, two.world.where(1), octets) if to != two.world.where(1) else (source, to, octets)
+
+    two.world.between = between
+    introduction = two.meet()
+    two.world.run(HELLO_PATIENCE_US + SECOND)
+    assert introduction.error
+    assert two.world.kinds().count(frames.HELLO) < 20
+
+
+@given(st.integers(0, 15), st.booleans(), st.binary(max_size=120), st.integers(0, 1))
+def test_hostile_frames_never_raise(kind: int, tagged: bool, body: bytes, host: int) -> None:
+    world = World(4)
+    two = Two(world)
+    two.meet()
+    frame = frames.header(kind, two.ours.tag if tagged else 99) + body
+    for octets in (frame, frame.ljust(frames.HELLO_BYTES, body[:1] or b"\0")):
+        world.deliver(world.where(1 if host else 9), world.where(2), octets)
+    world.settle()
+    assert set(two.server.by_tag.values()) == set(two.server.by_address.values()) == {two.theirs}
+    assert two.theirs.where == world.where(1)
 
 
 def test_hellos_that_wait_are_limited(two: Two) -> None:
