@@ -15,6 +15,7 @@ import socket as std
 import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from mptcp.core.units import KIB
@@ -33,6 +34,10 @@ RECEIVE_BYTES = 256 * KIB
 
 #: Octets encrypted at once: what waits in memory to be sent is bounded.
 WRITE_BYTES = 256 * KIB
+
+#: RFC 8446 §5.1 and §5.2: a record's plaintext at most, and what encryption adds to it (more in TLS 1.2).
+RECORD_BYTES = 16 * KIB
+RECORD_OVERHEAD_BYTES = 128
 
 _Result = TypeVar("_Result")
 
@@ -295,7 +300,7 @@ class TlsSocket:
 
     def _read(self, operation: Callable[[], _Result], nothing: _Result) -> _Result:
         try:
-            return self._run(operation)
+            return self._run(operation, reads=True)
         except ssl.SSLZeroReturnError:
             return nothing
         except ssl.SSLEOFError:
@@ -308,10 +313,20 @@ class TlsSocket:
             return 0
         if self._unsent and not self._send_pending(deadline):
             raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)")
+        if self.raw.gettimeout() == 0:
+            # What is encrypted counts as written, so it has to fit: nobody would come back for the rest of it.
+            room = self.raw.room_for_all() - RECORD_OVERHEAD_BYTES * (len(view) // RECORD_BYTES + 2)
+            if room <= 0:
+                self.raw.note_full()
+                raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)")
+            view = view[:room]
         return self._run(lambda: self._tls().write(cast(Any, view)), deadline)
 
-    def _run(self, operation: Callable[[], _Result], deadline: int = -1) -> _Result:
-        """``operation`` of OpenSSL's, with as much receiving and sending as it asks for."""
+    def _run(self, operation: Callable[[], _Result], deadline: int = -1, *, reads: bool = False) -> _Result:
+        """``operation`` of OpenSSL's, with as much receiving and sending as it asks for.
+
+        One that ``reads`` data never waits for room to send: the peer may be waiting for this very side to read.
+        """
         if deadline < 0:
             timeout = self.raw.gettimeout()
             deadline = -1 if timeout is None else deadline_after(timeout, monotonic_us())
@@ -320,7 +335,9 @@ class TlsSocket:
                 with self._lock:
                     result = operation()
             except ssl.SSLWantReadError:
-                if not self._send_pending(deadline):
+                if reads:
+                    self._send_what_fits()
+                elif not self._send_pending(deadline):
                     raise ssl.SSLWantWriteError(
                         ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete (write)"
                     ) from None
@@ -329,7 +346,10 @@ class TlsSocket:
                 self._send_last_words(deadline)
                 raise
             else:
-                self._send_pending(deadline)
+                if reads:
+                    self._send_what_fits()
+                else:
+                    self._send_pending(deadline)
                 return result
 
     def _send_last_words(self, deadline: int) -> None:
@@ -342,21 +362,38 @@ class TlsSocket:
     def _send_pending(self, deadline: int) -> bool:
         """Sends what is encrypted; False if the socket does not block and has no room for all of it."""
         with self._send_lock:
-            with self._lock:
-                data = self._unsent + self._outgoing.read()
-                self._unsent = b""
-            if not data:
-                return True
-            timeout = self.raw.gettimeout()
-            if timeout == 0:
-                try:
-                    sent = self.raw.send(data)
-                except BlockingIOError:
-                    sent = 0
-                self._unsent = data[sent:]
-                return not self._unsent
-            self._within(deadline, timeout, lambda: self.raw.sendall(data))
+            while data := self._to_send():
+                timeout = self.raw.gettimeout()
+                if timeout == 0:
+                    if not self._send_some(data):
+                        return False
+                else:
+                    self._within(deadline, timeout, partial(self.raw.sendall, data))
             return True
+
+    def _send_what_fits(self) -> None:
+        """The same without waiting; a thread that is sending already sends this, too."""
+        if (self._unsent or self._outgoing.pending) and self._send_lock.acquire(blocking=False):
+            try:
+                if data := self._to_send():
+                    self._send_some(data)
+            finally:
+                self._send_lock.release()
+
+    def _to_send(self) -> bytes:
+        with self._lock:
+            data = self._unsent + self._outgoing.read()
+            self._unsent = b""
+            return data
+
+    def _send_some(self, data: bytes) -> bool:
+        """Without waiting; what finds no room is kept. Whether all of it went."""
+        try:
+            sent = self.raw.send(data, std.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        self._unsent = data[sent:]
+        return not self._unsent
 
     def _receive(self, deadline: int) -> None:
         """Gives OpenSSL what the connection has, waiting for it."""

@@ -233,6 +233,21 @@ class Transfer(SocketState):
                 file.seek(offset + total)
         return total
 
+    def room_for_all(self) -> int:
+        """How many octets ``send`` would take now; a connection that is not there or fails takes any number (and says
+        so when it is written to)."""
+        with self._pump.lock:
+            connection = self._connection
+            if connection is None or connection.error is not None or connection.write_closed:
+                return 1 << 30
+            return connection.writable_bytes
+
+    def note_full(self) -> None:
+        """A write was put off: not writable until a good part of the buffer is free."""
+        with self._pump.lock:
+            self._write_starved = True
+            self._show()
+
     def _for_writing(self, flags: int, deadline: int) -> Connection:
         """The connection, if it takes data; waits for its establishment."""
         if self._closed or self._pump.unusable:

@@ -259,6 +259,17 @@ def test_non_blocking(pair: mptcp.TlsSocket) -> None:
     assert got == sent  # each octet once
 
 
+def test_a_reader_does_not_wait_for_a_writer(pair: mptcp.TlsSocket) -> None:
+    """More than all buffers hold goes round: the writer can only end if the reader reads meanwhile."""
+    data = bytes(range(256)) * 4 * 32768
+    pair.raw.setsockopt(std.SOL_SOCKET, std.SO_SNDBUF, 64 * 1024)
+    writer = threading.Thread(target=pair.sendall, args=(data,))
+    writer.start()
+    assert _read(pair, len(data)) == data
+    writer.join(10)
+    assert not writer.is_alive()
+
+
 def test_unwrap_gives_the_socket_back(stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext) -> None:
     client, server = stacks
     listening = server.socket()
