@@ -192,3 +192,25 @@ def test_options_lost_on_a_joined_subflow_close_it() -> None:
     assert len(connection.subflows()) == 1
     # and the data goes to the first
     assert b"".join(s.payload for s in peer.takes()) == b"to the second"
+
+
+def test_an_acknowledgement_that_cannot_be_of_our_third_packet_is_not_the_fourth() -> None:
+    # RFC 8684 §3.2: "it moves to the ESTABLISHED state only on receipt of an ACK from the receiver": of its HMAC, that is.
+    # Linux in SYN-RECEIVED answers a stray RST with a challenge ACK, and resets a join that sends data before its HMAC.
+    host, peer, connection = connected.client()
+    peer.takes()
+    connection.open_subflow(Endpoint.parse("10.0.1.1"), connection.remote, host.now)
+    (entry,) = [e for e in host.sends_to() if e.segment.flags == SYN]
+    (join,) = entry.segment.options.mptcp
+    assert isinstance(join, MpJoinSyn)
+    assert peer.host_key is not None
+    ends = {"source": entry.destination, "destination": entry.source}
+    mac = join_hmac(PEER_KEY, peer.host_key, PEER_NONCE, join.nonce)[:8]
+    answer = builders.syn_ack(MpJoinSynAck(mac, PEER_NONCE, 0), ack=entry.segment.seq + 1)
+    host.receives(answer, after_us=20_000, **ends)
+    (third,) = host.sends()
+    bare = builders.ack(seq=answer.seq + 1, ack=third.seq)
+    host.receives(bare, after_us=1_000, **ends)
+    assert connection.subflows()[1].state is SubflowState.PENDING
+    host.receives(bare, after_us=20_000, **ends)
+    assert connection.subflows()[1].state is SubflowState.ACTIVE

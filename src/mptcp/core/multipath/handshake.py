@@ -77,7 +77,10 @@ def complete(subflow: Subflow, segment: Segment, now: int) -> Verdict:
             return _handle_third_ack(subflow, segment, now)
         case Role.JOIN_CLIENT:
             # RFC 8684 §3.2: "it moves to the ESTABLISHED state only on receipt of an ACK from the receiver"
-            if not segment.flags & RST:
+            # A bare acknowledgement sooner than ours can have been there and back is of something else, a challenge for
+            # instance: the peer, still without our HMAC, would reset a subflow that sends data.
+            too_soon = now - subflow.proved_us < subflow.tcp.sender.rtt.srtt_us >> 1
+            if not segment.flags & RST and (segment.options.mptcp or not too_soon):
                 subflow.confirmed = True
                 subflow.send_held_signals()
                 subflow.activate(now)

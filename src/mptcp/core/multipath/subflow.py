@@ -67,7 +67,7 @@ class Subflow(Extension):
         "_mapping", "bytes_copied", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
         "fin_signal",
         "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "lost_seen", "mappings",
-        "options_lost", "overrides", "path", "pending", "pinned", "remote_id", "remote_nonce", "reset_reason", "role",
+        "options_lost", "overrides", "path", "pending", "pinned", "proved_us", "remote_id", "remote_nonce", "reset_reason", "role",
         "segments", "signal_burst", "signals", "stale",
         "tcp", "unmapped", "unmapped_bytes", "unmapped_since", "without_capable",
     )  # fmt: skip
@@ -101,6 +101,7 @@ class Subflow(Extension):
         self.key_repeated = False  # the last ACK repeated our key, this one may carry something else
         self.join_deadline = NEVER
         self.join_tries = 0
+        self.proved_us = NEVER  # when our HMAC went out last, in the third packet of MP_JOIN
         self.mappings = ReceivedMappings()
         self._mapping: Mapping | None = None  # the one that covers the next octet, most likely
         self.unmapped: list[tuple[int, memoryview]] | None = None
@@ -175,6 +176,7 @@ class Subflow(Extension):
                 )
             self.key_repeated = False
             if self.role is Role.JOIN_CLIENT and room >= 24:
+                self.proved_us = connection.environment.now
                 return (MpJoinAck(self.own_hmac()[:20]),)
         receiver = connection.data_receiver
         if self.signals and self.signals[0] is not None:

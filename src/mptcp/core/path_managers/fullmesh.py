@@ -18,6 +18,9 @@ FINAL_REASONS = frozenset(
     {"refused", "local", "peer", "reset-1", "reset-3", "reset-6", "middlebox", "checksum", "protocol"}
 )
 
+#: These are somebody's wish. The others may pass, and when there is no other path they are tried again like any failure.
+WISHED = frozenset({"refused", "local", "peer"})
+
 
 class FullMesh(PathManager):
     """The client opens, the server announces its further addresses; a lost subflow is opened again with back-off.
@@ -73,7 +76,7 @@ class FullMesh(PathManager):
             _, tries, worked = self._retry.get((local.address, remote), (NEVER, 0, NEVER))
             if facts.now - worked > PROVEN_US:
                 tries = 0
-            if reason in FINAL_REASONS:
+            if reason in FINAL_REASONS and (facts.paths or reason in WISHED):
                 # RFC 8684 §3.9.3: "if an MP_JOIN fails, it SHOULD NOT attempt to connect to the same IP address and port
                 # during the lifetime of the connection, unless the other host refreshes the information with another
                 # ADD_ADDR option."
