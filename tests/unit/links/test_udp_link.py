@@ -6,6 +6,7 @@ import errno
 import select
 import socket
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -387,8 +388,11 @@ def test_a_system_that_shows_nothing_to_ordinary_users(family: int, monkeypatch:
     def refuse(*arguments: object) -> None:
         raise PermissionError(errno.EACCES, "no netlink for you")
 
+    class Refusing(socket.socket):
+        bind = refuse
+
     monkeypatch.setattr("mptcp.links._addresses.local_addresses", refuse)
-    monkeypatch.setattr("mptcp.links._addresses.RTMGRP_IPV4_IFADDR", 1 << 40)  # bind refuses that
+    monkeypatch.setattr("mptcp.links._addresses.socket", types.SimpleNamespace(**{**vars(socket), "socket": Refusing}))
     link = UdpLink(HOSTS[family])
     assert link.mtu == 1500 - (28 if family == 4 else 48) - frames.HEADER_BYTES
     assert link._watch.fileno() == -1
