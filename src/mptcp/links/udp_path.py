@@ -18,7 +18,9 @@ MAX_PROBE_TRIES: Final = 8
 #: RFC 8899 §5.1.1: PMTU_RAISE_TIMER, after which a larger size is tried again.
 RAISE_US: Final = 600 * SECOND
 #: A ping is given up after this time, or four round-trip times; a repeated one later.
-PING_US: Final = 500 * MILLISECOND
+PING_US: Final = 200 * MILLISECOND
+#: The same where nothing is known of the round-trip time yet.
+FIRST_PING_US: Final = 500 * MILLISECOND
 #: What is tried when the largest size does not pass, as lengths of the outer packet: common links and tunnels.
 PLATEAUS: Final = (32_000, 16_384, 9_000, 4_352, 1_500, 1_492, 1_460, 1_420, 1_400, 1_380)
 
@@ -32,7 +34,7 @@ class Purpose(Enum):
 
 
 class Ping:
-    """A ping that was not answered yet."""
+    """A ping that was not answered yet; ``deadline`` NEVER: it was given up, but the answer would still tell something."""
 
     __slots__ = ("deadline", "length", "purpose", "sent_us", "where")
 
@@ -80,14 +82,19 @@ class Path:
 
     @property
     def ping_timeout_us(self) -> int:
-        return max(PING_US, 4 * self.srtt_us) << min(self.probe_tries, 3)
+        first = max(PING_US, 4 * self.srtt_us) if self.srtt_us else FIRST_PING_US
+        return first << min(self.probe_tries, 3)
 
     def add_ping(self, nonce: bytes, ping: Ping) -> bool:
-        if self.pings is None:
-            self.pings = {}
-        if len(self.pings) >= MAX_PINGS:
-            return False
-        self.pings[nonce] = ping
+        pings = self.pings
+        if pings is None:
+            pings = self.pings = {}
+        if len(pings) >= MAX_PINGS:
+            late = next((known for known, other in pings.items() if other.deadline == NEVER), None)
+            if late is None:
+                return False
+            del pings[late]
+        pings[nonce] = ping
         return True
 
     def sample_rtt(self, rtt_us: int) -> None:
@@ -116,7 +123,8 @@ class Path:
         self.raise_at = now + RAISE_US
 
     def probe_passed(self, size: int, now: int) -> None:
-        if self.sizes is None or size != self.sizes[0]:
+        """An answer, perhaps a late one, to a probe of ``size`` octets inside."""
+        if not self.mtu <= size <= self.limit:
             return
         self.mtu = size
         self.sizes = None

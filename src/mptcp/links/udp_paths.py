@@ -554,14 +554,16 @@ class Paths:
             if ping.deadline > now:
                 self._arm(ping.deadline)
                 continue
-            del pings[nonce]
             if ping.purpose is Purpose.PROBE and ping.where == path.where:
+                ping.deadline = NEVER
                 again = path.probe_failed(path.heard_us >= ping.sent_us, self._overhead, now)
                 if again:
                     self._ping(path, Purpose.PROBE, path.where, now)
                     # On an idle path only the answer to a short one tells a loss by length from any other.
                     self._ping(path, Purpose.KEEPALIVE, path.where, now)
-        if not pings:
+            else:
+                del pings[nonce]
+        if all(ping.deadline == NEVER for ping in pings.values()):
             self._pinged.pop(path, None)
 
     def _keep_alive(self, path: Path, now: int) -> None:

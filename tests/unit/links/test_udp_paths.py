@@ -680,6 +680,26 @@ def test_a_black_hole_is_found(two: Two) -> None:
     assert two.ours.raise_at > two.world.now
 
 
+def test_a_late_answer_still_proves_a_size(two: Two) -> None:
+    """A queue of a second on the way: the probes were given up, but they had arrived."""
+    late: list[Frame] = []
+
+    def between(source: bytes, to: bytes, octets: bytes) -> Frame | None:
+        if len(octets) > frames.HELLO_BYTES:
+            late.append((source, to, octets))
+            return None
+        return source, to, octets
+
+    two.world.between = between
+    two.meet()
+    two.world.run(10 * SECOND)
+    assert two.ours.mtu == frames.BASE_MTU
+    two.world.between = lambda source, to, octets: (source, to, octets)
+    two.world.deliver(*next(frame for frame in late if frame[0] == two.world.where(1)))
+    two.world.settle()
+    assert two.ours.mtu == two.world.limit
+
+
 def test_the_least_that_passes_everywhere_is_used_if_nothing_else_does(two: Two) -> None:
     narrow(two, frames.HELLO_BYTES)
     two.meet()
