@@ -95,7 +95,7 @@ class SocketState(Source):
         room = connection.writable_bytes
         if self._write_starved:
             # As Linux does: to be woken for every acknowledged segment would cost more than the segment.
-            if room * 3 < self._config.tcp.send_buffer_bytes:
+            if room * 3 < connection.config.tcp.send_buffer_bytes:
                 return False
             self._write_starved = False
         return room > 0

@@ -162,6 +162,18 @@ def test_names_of_profiles() -> None:
         setup_named("tomorrow")
 
 
+def test_a_profile_with_a_small_buffer_does_not_hold_a_writer_up_for_ever(world: World) -> None:
+    sock = world.client()
+    sock.profile = "latency"
+    accepted = world.connect(sock)
+    reader = threading.Thread(target=lambda: accepted.recv(3_000_000, std.MSG_WAITALL))
+    reader.start()
+    sock.sendall(bytes(3_000_000))
+    reader.join(10)
+    assert not reader.is_alive()
+    closing(sock, accepted)
+
+
 # --- REQ9, REQ10: expectations and when subflows are set up -------------------------------------------------------------------
 def test_what_is_expected_decides_when_subflows_are_set_up() -> None:
     def setup(name: str, **expected: object) -> Setup:
