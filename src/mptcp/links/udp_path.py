@@ -10,7 +10,7 @@ from mptcp.links import udp_frames as frames
 from mptcp.links.udp_node import Peer
 
 #: Pings of one path that wait for their answer.
-MAX_PINGS: Final = 8
+MAX_PINGS: Final = 32
 #: A probe of the path MTU that fails this often has shown that the path is narrower (RFC 8899 §5.1.2: MAX_PROBES).
 MAX_PROBE_FAILURES: Final = 3
 #: A probe on a path from which nothing at all comes is repeated this often.
@@ -67,7 +67,7 @@ class Path:
         self.srtt_us = 0
         self.pings: dict[bytes, Ping] | None = None
         self.unanswered = 0  # keepalives in a row
-        self.sizes: list[int] | None = None  # of inner packets, to be tried, the present one first
+        self.sizes: list[int] | None = None  # of inner packets, being tried now
         self.probe_failures = self.probe_tries = 0
         self.raise_at = NEVER
 
@@ -127,32 +127,29 @@ class Path:
         if not self.mtu <= size <= self.limit:
             return
         self.mtu = size
-        self.sizes = None
+        self.sizes = [larger for larger in self.sizes or () if larger > size] or None
         self.raise_at = now + RAISE_US if size < self.limit else NEVER
 
-    def probe_failed(self, was_heard: bool, overhead: int, now: int) -> bool:
-        """A probe was not answered; ``was_heard``: other frames were. ``overhead``: of the outer headers. Whether to
-        send another probe."""
-        if self.sizes is None:
+    def probes_failed(self, was_heard: bool, overhead: int, now: int) -> bool:
+        """No probe of ``sizes`` was answered in time; ``was_heard``: other frames were. ``overhead``: of the outer
+        headers. Whether to send ``sizes`` (perhaps others now) again."""
+        sizes = self.sizes
+        if sizes is None:
             return False
         self.probe_tries += 1
         self.probe_failures += was_heard
-        if self.probe_failures < MAX_PROBE_FAILURES:
-            if self.probe_tries < MAX_PROBE_TRIES:
-                return True
-            self.sizes = None  # nothing is heard at all: that says nothing of sizes
-            self.raise_at = now + RAISE_US
-            return False
-        failed = self.sizes[0]
-        if failed == self.limit:
-            if self.mtu == failed:
-                self.mtu = frames.BASE_MTU  # data must pass while the search goes on
-            candidates = [plateau - overhead for plateau in PLATEAUS]
-            self.sizes = [failed, *(size for size in candidates if self.mtu < size < failed)]
-        del self.sizes[0]
+        # Where nothing is heard at all, lost probes say nothing of sizes.
+        if self.probe_failures < MAX_PROBE_FAILURES and self.probe_tries < MAX_PROBE_TRIES:
+            return True
+        is_proof = self.probe_failures >= MAX_PROBE_FAILURES
         self.probe_failures = self.probe_tries = 0
-        if not self.sizes:
-            self.sizes = None
+        self.sizes = None
+        if is_proof and self.limit in sizes:
+            if self.mtu == self.limit:
+                self.mtu = frames.BASE_MTU  # data must pass while the search goes on
+            # All at once: the largest that arrives is it, and one round-trip time finds it.
+            candidates = [plateau - overhead for plateau in PLATEAUS]
+            self.sizes = [size for size in candidates if self.mtu < size < self.limit] or None
+        if self.sizes is None:
             self.raise_at = now + RAISE_US
-            return False
-        return True
+        return self.sizes is not None

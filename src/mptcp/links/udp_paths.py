@@ -478,13 +478,13 @@ class Paths:
         # The system's idea of the path is where the search begins: it knows its own links, and what ICMP told it.
         limit = self._measure(path.where)
         if limit and path.set_limit(limit, is_raise=is_raise):
-            self._ping(path, Purpose.PROBE, path.where, now)
+            self._probe(path, now)
 
-    def _ping(self, path: Path, purpose: Purpose, where: bytes, now: int) -> None:
-        length = frames.PONG_BYTES
-        if purpose is Purpose.PROBE:
-            assert path.sizes is not None
-            length = path.sizes[0] + frames.HEADER_BYTES
+    def _probe(self, path: Path, now: int) -> None:
+        for size in path.sizes or ():
+            self._ping(path, Purpose.PROBE, path.where, now, size + frames.HEADER_BYTES)
+
+    def _ping(self, path: Path, purpose: Purpose, where: bytes, now: int, length: int = frames.PONG_BYTES) -> None:
         nonce = self.node.entropy.octets(frames.NONCE_BYTES)
         deadline = now + path.ping_timeout_us
         if not path.add_ping(nonce, Ping(purpose, where, length, now, deadline)):
@@ -550,19 +550,19 @@ class Paths:
 
     def _check_pings(self, path: Path, now: int) -> None:
         pings = path.pings or {}
+        probed_us = -1
         for nonce, ping in list(pings.items()):
             if ping.deadline > now:
                 self._arm(ping.deadline)
-                continue
-            if ping.purpose is Purpose.PROBE and ping.where == path.where:
+            elif ping.purpose is Purpose.PROBE and ping.where == path.where:
                 ping.deadline = NEVER
-                again = path.probe_failed(path.heard_us >= ping.sent_us, self._overhead, now)
-                if again:
-                    self._ping(path, Purpose.PROBE, path.where, now)
-                    # On an idle path only the answer to a short one tells a loss by length from any other.
-                    self._ping(path, Purpose.KEEPALIVE, path.where, now)
+                probed_us = ping.sent_us
             else:
                 del pings[nonce]
+        if probed_us >= 0 and path.probes_failed(path.heard_us >= probed_us, self._overhead, now):
+            self._probe(path, now)
+            # On an idle path only the answer to a short one tells a loss by length from any other.
+            self._ping(path, Purpose.KEEPALIVE, path.where, now)
         if all(ping.deadline == NEVER for ping in pings.values()):
             self._pinged.pop(path, None)
 

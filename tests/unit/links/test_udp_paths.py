@@ -13,7 +13,7 @@ from mptcp.core.wire import ip
 from mptcp.info import Endpoint
 from mptcp.links import udp_frames as frames
 from mptcp.links.udp_node import COOKIE_PERIOD_US, PEER_UNPROVEN_US, Introduction, UdpNode
-from mptcp.links.udp_path import MAX_PROBE_FAILURES, RAISE_US, Path
+from mptcp.links.udp_path import MAX_PINGS, MAX_PROBE_FAILURES, RAISE_US, Path
 from mptcp.links.udp_paths import (
     HELLO_PATIENCE_US,
     KEEPALIVE_US,
@@ -421,8 +421,8 @@ def test_challenges_are_rare_and_not_longer_than_what_asks_for_them(two: Two) ->
     for _ in range(50):  # nor do those that nobody answers pile up
         two.world.now += 150 * MILLISECOND
         two.world.deliver(thief, two.world.where(2), data(two.ours))
-    assert len(two.server.poll_frames()) <= 8
-    assert len(two.theirs.pings or {}) <= 8
+    assert len(two.server.poll_frames()) <= MAX_PINGS
+    assert len(two.theirs.pings or {}) <= MAX_PINGS
 
 
 def test_our_own_move_is_announced(two: Two) -> None:
