@@ -191,12 +191,12 @@ def test_each_interface_is_used_without_policy_routing(make_lab: Callable[..., L
 class Pair:
     """Two stacks in this process, one in each namespace; what the client sends is hashed by the server."""
 
-    def __init__(self, lab: Lab, family: int) -> None:
+    def __init__(self, lab: Lab, family: int, **options: Any) -> None:
         self.lab, self.family = lab, family
         with lab.server.entered():
-            self.server = UdpStack([lab.server_address(1, family)], 4000)
+            self.server = UdpStack([lab.server_address(1, family)], 4000, link_options=options)
         with lab.client.entered():
-            self.client = UdpStack([lab.client_address(1, family)])
+            self.client = UdpStack([lab.client_address(1, family)], link_options=options)
             with mptcp.use(self.server):
                 self.listener = mptcp.create_server(("::", 8000), family=socket.AF_INET6)
             self.sock = self.client.connect_udp((lab.server_address(1, family), 4000), 8000, timeout=10)
@@ -238,8 +238,8 @@ class Pair:
 def make_pair() -> Iterator[Callable[..., Pair]]:
     pairs: list[Pair] = []
 
-    def make(lab: Lab, family: int) -> Pair:
-        pairs.append(Pair(lab, family))
+    def make(lab: Lab, family: int, **options: Any) -> Pair:
+        pairs.append(Pair(lab, family, **options))
         return pairs[-1]
 
     yield make
@@ -285,7 +285,8 @@ def test_a_black_hole_for_long_packets_is_found(
         "chain in { type filter hook ingress device s1 priority -500; meta length > 1400 drop; }\n"
         "chain out { type filter hook egress device s1 priority -500; meta length > 1400 drop; }\n}"
     )
-    pair = make_pair(lab, family)
+    # veth carries super-datagrams in one piece: the filter would see those instead of what a wire carries.
+    pair = make_pair(lab, family, offload=False)
     outer = 28 if family == 4 else 48
     end = time.monotonic() + 20
     while not all(
