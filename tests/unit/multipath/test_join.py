@@ -1,5 +1,9 @@
 """Further subflows with MP_JOIN (RFC 8684 §3.2)."""
 
+import pytest
+
+from mptcp.core.multipath.config import ConnectionConfig
+from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.keys import join_hmac, token_of
 from mptcp.core.wire.mptcp_options import (
     RST_ADMINISTRATIVELY_PROHIBITED,
@@ -214,3 +218,25 @@ def test_an_acknowledgement_that_cannot_be_of_our_third_packet_is_not_the_fourth
     assert connection.subflows()[1].state is SubflowState.PENDING
     host.receives(bare, after_us=20_000, **ends)
     assert connection.subflows()[1].state is SubflowState.ACTIVE
+
+
+@pytest.mark.parametrize(("option", "ends"), [(None, False), (MpTcprst(RST_MPTCP_SPECIFIC), True)])
+def test_only_an_unknown_token_ends_a_connection_without_paths(option: MpTcprst | None, ends: bool) -> None:
+    # RFC 8684 §3.2 gives the RST for an unknown token an MP_TCPRST; one without it may come from a port that nobody
+    # listens on just now, and §3.3.3 keeps the connection for a path that comes back.
+    host, peer, connection = connected.client(ConnectionConfig())
+    joins = [s for s in host.sends_to() if s.segment.flags == SYN]
+    for join in joins:
+        host.receives(
+            builders.rst(ack=join.segment.seq + 1), source=join.destination, destination=join.source, interface=1
+        )
+    peer.resets(MpTcprst(0, True))
+    assert connection.subflows() == []
+    host.advance(host.now + 1_500_000)
+    again = [s for s in host.sends_to() if s.segment.flags == SYN]
+    assert again, "the path is tried again"
+    for join in again:
+        answer = builders.rst(*([option] if option else []), ack=join.segment.seq + 1)
+        host.receives(answer, source=join.destination, destination=join.source, interface=join.interface)
+    assert (connection.state is ConnectionState.CLOSED) == ends
+    assert isinstance(connection.error, ConnectionResetError) == ends

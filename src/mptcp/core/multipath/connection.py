@@ -619,7 +619,10 @@ class Connection:
                 return
             if self.lonely_since_us == NEVER:
                 self.lonely_since_us = now
-            unknown = subflow.close_reason in ("refused", f"reset-{RST_MPTCP_SPECIFIC}")
+            # RFC 8684 §3.2: "If the token is unknown ... containing an MP_TCPRST option (Section 3.6) with an "MPTCP
+            # specific error" reason code." A RST without it says only that nobody listens on that port just now, or comes
+            # from a box on the way: such a path may come back, and §3.3.3 has the connection wait for it.
+            unknown = subflow.close_reason == f"reset-{RST_MPTCP_SPECIFIC}"
             if unknown and subflow.is_join and subflow.pending and self.is_alone(subflow):
                 # The peer does not know the connection any more: waiting for a path would be in vain.
                 self.end(ConnectionWasReset("the peer no longer knows this connection"), now)
