@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from mptcp.info import PathInfo as PathInfo
     from mptcp.info import SubflowInfo as SubflowInfo
     from mptcp.info import SubflowState as SubflowState
+    from mptcp.info import Support as Support
     from mptcp.sockets.advanced import SubflowUsage as SubflowUsage
     from mptcp.sockets.aio import open_connection as open_connection
     from mptcp.sockets.aio import start_server as start_server
     from mptcp.sockets.base import Stack as Stack
-    from mptcp.sockets.base import Support as Support
     from mptcp.sockets.create import create_connection as create_connection
     from mptcp.sockets.create import create_server as create_server
     from mptcp.sockets.create import current_stack as current_stack
@@ -89,10 +89,10 @@ _HOME = {
         "ConfigurationError", "ConnectionAborted", "ConnectionFailed", "ConnectionRefused", "ConnectionTimedOut",
         "ConnectionWasReset", "HostUnreachable", "MptcpError", "NetworkUnreachable", "NotSupportedError", "PathError",
     ),
-    "mptcp.info": ("ConnectionInfo", "Endpoint", "PathInfo", "SubflowInfo", "SubflowState"),
+    "mptcp.info": ("ConnectionInfo", "Endpoint", "PathInfo", "SubflowInfo", "SubflowState", "Support"),
     "mptcp.sockets.advanced": ("SubflowUsage",),
     "mptcp.sockets.aio": ("open_connection", "start_server"),
-    "mptcp.sockets.base": ("Stack", "Support"),
+    "mptcp.sockets.base": ("Stack",),
     "mptcp.sockets.create": (
         "create_connection", "create_server", "current_stack", "set_default_stack", "socket", "use",
     ),

@@ -127,3 +127,15 @@ class ConnectionInfo:
     receive_buffered_bytes: int = 0
     missed_events: int = 0
     subflows: list[SubflowInfo] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Whether something can be done; if not, why, and what would change it. True or false in a condition."""
+
+    ok: bool
+    reason: str = ""
+    fix: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok

@@ -27,6 +27,7 @@ HEIGHTS = {
     "core.multipath": 5,
     "core.host": 6,
     "links": 6,
+    "kernel": 6,
     "runtime": 7,
     "sockets": 8,
     "adapters": 9,
@@ -39,6 +40,8 @@ BESIDE = {
     "sim": {name for name in HEIGHTS if name.startswith("core.")} | BOTTOM,
     "testing": set(HEIGHTS) - {"cli"} | {"sim"},
 }
+#: The two stacks do not see each other, whatever their heights.
+STRANGERS = {("runtime", "kernel")}
 #: Importable by nobody inside the package but ``cli`` (and ``testing``, which builds on the simulator).
 PRIVATE_TO_USERS = {"sim": {"cli", "testing"}, "testing": {"cli"}}
 #: One value type is shared downwards: a packet's payloads are a segment's. And one module of the simulator gives its hosts
@@ -116,6 +119,8 @@ def may_import(importer: str, imported: str) -> bool:
         return below in BESIDE[above]
     if {above, below} <= BOTTOM:
         return True
+    if (above, below) in STRANGERS:
+        return False
     return HEIGHTS[below] < HEIGHTS[above]
 
 

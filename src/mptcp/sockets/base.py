@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket as std
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from mptcp.info import Support as Support
 
 if TYPE_CHECKING:
     from typing import Self
@@ -16,20 +17,8 @@ if TYPE_CHECKING:
     from mptcp.sockets.socket import Socket
 
 
-@dataclass(frozen=True, slots=True)
-class Support:
-    """Whether something can be done; if not, why, and what would change it. True or false in a condition."""
-
-    ok: bool
-    reason: str = ""
-    fix: str = ""
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-
 class Stack(ABC):
-    """A TCP/MPTCP stack: this package's own over links, or (one day) the operating system's."""
+    """A TCP/MPTCP stack: this package's own over links, or the operating system's."""
 
     name = ""
 
