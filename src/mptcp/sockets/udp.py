@@ -23,6 +23,8 @@ from mptcp.sockets.user import UserStack
 REACH_TIMEOUT_S = 10.0
 #: RFC 8305 §5: "Connection Attempt Delay", the seconds between attempts to reach the addresses of one name.
 ATTEMPT_DELAY_S = 0.25
+#: RFC 8305 §3 waits 50 ms ("Resolution Delay") for the preferred family; we, for the preferred address of ours.
+PREFERENCE_DELAY_S = 0.05
 
 
 class UdpStack(UserStack):
@@ -94,7 +96,20 @@ class UdpStack(UserStack):
                 raise HostUnreachable(f"no mptcp stack could be reached at {host} port {port} by UDP: {reasons}")
             running[0].wait(min(0.05, left))
             self.pump.check()
-        return Endpoint(_first(introductions)).host
+        found_address = _first(introductions)
+        until = min(time.monotonic() + PREFERENCE_DELAY_S, deadline)
+        while not self._has_best_path(found_address) and time.monotonic() < until:
+            time.sleep(0.001)
+        return Endpoint(found_address).host
+
+    def _has_best_path(self, address: bytes) -> bool:
+        """Whether the first of our addresses that fits is among those with a path: all said hello at the same time, and
+        which is answered first is chance."""
+        with self.node.lock:
+            known = next((link.endpoint(address) for link in self.links if link.has_path(address)), None)
+            fitting = (link for link in self.links if known is None or link.local.family == known.family)
+            first = next(fitting, None)
+            return first is None or first.has_path(address)
 
     def connect_udp(
         self,
