@@ -7,28 +7,22 @@ to regular TCP has one path: what needs several fails there with PathError EOPNO
 from __future__ import annotations
 
 import errno
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from mptcp.core.multipath import strategy
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.path_managers.base import PathManager
 from mptcp.core.path_managers.registry import PATH_MANAGERS
 from mptcp.core.schedulers.base import Redundancy, Scheduler
-from mptcp.core.schedulers.earliest_completion import EarliestCompletion
 from mptcp.core.schedulers.lowest_rtt import LowestRtt
 from mptcp.core.schedulers.registry import SCHEDULERS
 from mptcp.core.units import SECOND
-from mptcp.errors import MptcpError, PathError
+from mptcp.errors import PathError
 from mptcp.info import Endpoint, SubflowState
-from mptcp.sockets.multipath_options import BasicApi
+from mptcp.sockets.multipath_options import BasicInterface
 from mptcp.sockets.profiles import NOTHING, Expectation, Profile, Setup, profile_named, setup_named
-from mptcp.sockets.state import CONNECTING
-
-if TYPE_CHECKING:
-    from mptcp.core.multipath.connection import Connection
-    from mptcp.sockets.user import UserStack
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,7 @@ class AdvancedSettings:
     @property
     def has_strategies(self) -> bool:
         """The program has chosen for itself: no heuristics then."""
-        return self != _UNTOLD
+        return self != UNTOLD
 
     def apply(self, config: ConnectionConfig) -> ConnectionConfig:
         """First the profile, then what was set besides it."""
@@ -67,7 +61,7 @@ class AdvancedSettings:
         return config.changed(**changes) if changes else config
 
 
-_UNTOLD = AdvancedSettings()
+UNTOLD = AdvancedSettings()
 
 REDUNDANCIES = {
     "none": Redundancy.NONE, "on-retransmission": Redundancy.ON_RETRANSMISSION, "all": Redundancy.ALL,
@@ -91,14 +85,12 @@ class SubflowUsage:
     copied_bytes: int  # sent here although another subflow carries them, too
 
 
-class AdvancedApi(BasicApi):
+class AdvancedInterface(BasicInterface):
     """Methods and properties of a socket; OSError EBADF once it is closed."""
 
-    __slots__ = ("_advanced",)
+    __slots__ = ()
 
-    def __init__(self, stack: UserStack, family: int, proto: int, config: ConnectionConfig) -> None:
-        super().__init__(stack, family, proto, config)
-        self._advanced = _UNTOLD
+    _advanced: AdvancedSettings
 
     # --- REQ8: profiles ----------------------------------------------------------------------------------------------
     @property
@@ -159,15 +151,11 @@ class AdvancedApi(BasicApi):
 
     @wanted_subflows.setter
     def wanted_subflows(self, count: int) -> None:
-        with self._pump.lock:
+        with self.event_lock:
             self._check_open()
-            most = self._config.max_subflows
-            connection = self._connection
-            if connection is not None and connection.state is not CONNECTING:
-                most = connection.config.max_subflows
-                if connection.is_plain and count != 1:
-                    reason = f"this connection is regular TCP: {connection.fallback_reason}"
-                    raise PathError(reason, errno.EOPNOTSUPP)
+            if self._uses_multipath() is False and count != 1:
+                self._check_multipath()
+            most = self._most_subflows()
             if not 1 <= count <= most:
                 raise PathError(f"the number of subflows must be between 1 and {most}", errno.EINVAL)
         self._tell(replace(self._advanced, wanted=count, path_manager=None))
@@ -176,12 +164,8 @@ class AdvancedApi(BasicApi):
     @property
     def scheduler(self) -> str:
         """The name of the scheduler in use, or of the one that will be."""
-        with self._pump.lock:
-            connection = self._connection
-            if connection is not None:
-                return connection.scheduler.name
-            factory = self._effective_config().scheduler
-            return factory().name if factory is not None else LowestRtt.name
+        with self.event_lock:
+            return self._scheduler_name()
 
     def set_scheduler(self, scheduler: str | Callable[[], Scheduler]) -> None:
         """By name (``core.schedulers.registry``), or whatever makes one: a class, a function. At any time."""
@@ -197,12 +181,9 @@ class AdvancedApi(BasicApi):
 
     @property
     def path_manager(self) -> str:
-        with self._pump.lock:
-            connection = self._connection
-            if connection is not None:
-                return connection.paths.manager.name
-            factory = self._effective_config().path_manager
-            return factory().name if factory is not None else "fullmesh"
+        """The name of the path manager in use, or of the one that will be."""
+        with self.event_lock:
+            return self._path_manager_name()
 
     def set_path_manager(self, manager: str | Callable[[], PathManager]) -> None:
         """By name (``core.path_managers.registry``), or whatever makes one. It begins with the subflows there are."""
@@ -218,20 +199,15 @@ class AdvancedApi(BasicApi):
     def set_weight(self, subflow_id: int, weight: int) -> None:
         """A preference: shares of the stream with the scheduler "weighted", the order with "overflow"; 0: only when nothing
         else works, without telling the peer. PathError; NotSupportedError if the scheduler knows no such weight."""
-        with self._pump.lock:
-            strategy.set_weight(self._the_connection(), subflow_id, weight)
-            self._pump.flush()
+        with self.event_lock:
+            self._set_weight(subflow_id, weight)
 
     # --- REQ12: redundancy -------------------------------------------------------------------------------------------
     @property
     def redundancy(self) -> str:
         """ "none", "on-retransmission" or "all"; the most that the socket, its profile or its scheduler ask for."""
-        with self._pump.lock:
-            connection = self._connection
-            if connection is not None:
-                level = max(connection.redundancy, connection.scheduler.redundancy)
-            else:
-                level = self._effective_config().redundancy
+        with self.event_lock:
+            level = self._redundancy_level()
             return next(name for name, other in REDUNDANCIES.items() if other is level)
 
     @redundancy.setter
@@ -246,8 +222,7 @@ class AdvancedApi(BasicApi):
     # --- REQ6: usage -------------------------------------------------------------------------------------------------
     def usage(self) -> list[SubflowUsage]:
         """What each open subflow has carried. ``info()`` has the sums, and everything else that is counted."""
-        with self._pump.lock:
-            infos = self._the_connection().subflows()
+        infos = self.subflows()
         sent, received = sum(i.bytes_sent for i in infos), sum(i.bytes_received for i in infos)
         return [
             SubflowUsage(
@@ -261,61 +236,22 @@ class AdvancedApi(BasicApi):
             for i in infos
         ]  # fmt: skip
 
-    # --- how it takes effect -----------------------------------------------------------------------------------------
+    # --- what a stack's socket does, with the lock except for the first ------------------------------------------------
+    @abstractmethod
     def _tell(self, settings: AdvancedSettings) -> None:
-        with self._pump.lock:
-            self._check_open()
-            before, self._advanced = self._advanced, settings
-            try:
-                if self._connection is not None:
-                    self._retune(self._connection, before)
-                else:
-                    self._update_listeners()
-            except MptcpError:
-                self._advanced = before
-                raise
-            self._pump.flush()
+        """They are in force from now on, or nothing is changed: PathError, NotSupportedError."""
 
-    def _retune(self, connection: Connection, before: AdvancedSettings) -> None:
-        """The connection takes over what has changed, and nothing else: a scheduler or path manager that stays keeps what it
-        knows."""
-        now = self._pump.clock()
-        settings = self._advanced
-        config = settings.apply(self._config)
-        if settings.profile is not before.profile or settings.expected != before.expected:
-            self._config = self._config.changed(tcp=config.tcp)
-            connection.set_tcp_config(config.tcp)
-        old = before.apply(self._config)
-        if config.scheduler is not old.scheduler or settings.profile is not before.profile:
-            strategy.set_scheduler(connection, config.scheduler or LowestRtt)
-        if settings.wanted != before.wanted and settings.wanted and not connection.is_plain:
-            strategy.set_wanted_subflows(connection, settings.wanted, now)
-        elif (
-            (settings.setup, settings.expected, settings.path_manager, settings.wanted)
-            != (before.setup, before.expected, before.path_manager, before.wanted)
-            or settings.profile is not before.profile
-        ) and config.path_manager is not None:
-            strategy.set_path_manager(connection, config.path_manager, now)
-        strategy.set_redundancy(connection, config.redundancy)
+    @abstractmethod
+    def _most_subflows(self) -> int: ...
 
-    def _config_for(self, remote: Endpoint | None) -> ConnectionConfig:
-        """What a connection to ``remote`` begins with: what the program has set, within what the policy allows."""
-        settings = self._advanced
-        aware = self._settings.aware or bool(self._settings.enabled)
-        config = super()._effective_config()
-        config = self._stack.policy.apply(config, remote, aware=aware, chosen=settings.has_strategies)
-        return settings.apply(config)
+    @abstractmethod
+    def _scheduler_name(self) -> str: ...
 
-    def _effective_config(self) -> ConnectionConfig:
-        return self._config_for(None)
+    @abstractmethod
+    def _path_manager_name(self) -> str: ...
 
-    def _adapt_to_options(self) -> None:
-        """With the lock, after an option was set: TCP_NODELAY also means latency to the scheduler."""
-        connection = self._connection
-        if connection is None or self._advanced.has_strategies:
-            return
-        base = connection.config
-        if base.scheduler is None or base.scheduler is EarliestCompletion:
-            adapted = self._stack.policy.adapt(base.changed(scheduler=None))
-            if adapted.scheduler is not base.scheduler:
-                strategy.set_scheduler(connection, adapted.scheduler)
+    @abstractmethod
+    def _set_weight(self, subflow_id: int, weight: int) -> None: ...
+
+    @abstractmethod
+    def _redundancy_level(self) -> Redundancy: ...

@@ -1,26 +1,24 @@
-"""What happens to a connection, as it happens: an iterator with a descriptor, and ancillary data of ``recvmsg``."""
+"""What happens to a connection, as it happens: an iterator with a descriptor, and ancillary data of ``recvmsg``.
+
+The same on every stack: a socket says when its lock is held, how to wait, and which connection's events these are.
+"""
 
 from __future__ import annotations
 
 import errno
 import socket as std
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mptcp.core.multipath.events import Event, EventKind
-from mptcp.core.units import NEVER
 from mptcp.errors import PathError
-from mptcp.runtime.aio import until
-from mptcp.runtime.clock import deadline_after
-from mptcp.sockets.address import would_block
 from mptcp.sockets.notifier import Notifier
-from mptcp.sockets.state import CLOSED
 from mptcp.sockets.structures import EVENT_NUMBERS, pack_event
-from mptcp.sockets.transfer import Transfer
 
 if TYPE_CHECKING:
-    from mptcp.core.multipath.connection import Connection
+    from mptcp.sockets.legacy import MultipathSettings
 
 #: The option that subscribes to events as ancillary data (an int: the sum of ``1 << EVENT_NUMBERS[kind]``), and the
 #: type of the messages; their level is IPPROTO_TCP.
@@ -30,6 +28,20 @@ MPTCP_EVENTS = 73
 MAX_PAST_CONNECTIONS = 8
 
 _AS_THE_SOCKET: Any = object()
+
+
+class EventSource(Protocol):
+    """A connection, as far as its events go."""
+
+    @property
+    def waiting_events(self) -> int: ...
+
+    @property
+    def missed_events(self) -> int: ...
+
+    def peek_event(self) -> Event | None: ...
+
+    def poll_event(self) -> Event | None: ...
 
 
 class EventStream(Iterator[Event], AsyncIterator[Event]):
@@ -43,7 +55,7 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
 
     __slots__ = ("__weakref__", "_connections", "_notifier", "_socket")
 
-    def __init__(self, socket: EventsApi, connection: Connection | None) -> None:
+    def __init__(self, socket: EventsInterface, connection: EventSource | None) -> None:
         self._socket = socket
         self._connections = [connection] if connection is not None else []
         self._notifier: Notifier | None = None
@@ -110,7 +122,7 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
         return event
 
     # --- for the socket, with the lock ----------------------------------------------------------------------------------
-    def attach(self, connection: Connection) -> None:
+    def attach(self, connection: EventSource) -> None:
         """The socket has a new connection."""
         if connection not in self._connections:
             self._connections = [*self._connections[-MAX_PAST_CONNECTIONS:], connection]
@@ -128,7 +140,7 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
             return False
         if self._socket.is_shut:
             return True
-        return bool(self._connections) and all(connection.state is CLOSED for connection in self._connections)
+        return bool(self._connections) and all(map(self._socket.is_ended, self._connections))
 
     def _take(self) -> Event | None:
         for connection in self._connections:
@@ -139,79 +151,37 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
         return None
 
 
-class EventsApi(Transfer):
-    """The events of a socket."""
+class EventsInterface(ABC):
+    """The events of a socket, whatever stack it is of."""
 
-    __slots__ = ()
+    if not TYPE_CHECKING:
+        __slots__ = ()  # those who are sockets have the attributes below among theirs
+
+    _settings: MultipathSettings
+    _stream: weakref.ref[EventStream] | None
 
     def events(self) -> EventStream:
         """What happens to this connection (draft-hesmans-mptcp-socket-03 §4, RFC 6897 REQ14). One stream a socket.
 
         OSError EINVAL for a socket that listens: its connections have events, each on its own socket.
         """
-        with self._pump.lock:
+        with self.event_lock:
             self._check_open()
-            if self._listeners is not None:
+            if self._is_listening():
                 raise PathError("a listening socket has no events: ask the sockets it accepts")
             stream = self._stream() if self._stream is not None else None
             if stream is None:
-                stream = EventStream(self, self._connection)
+                stream = EventStream(self, self._event_source())
                 self._stream = weakref.ref(stream)
             return stream
 
-    @property
-    def event_lock(self) -> Any:
-        return self._pump.lock
-
-    @property
-    def is_shut(self) -> bool:
-        """With the lock: this socket is closed, or its stack."""
-        return self._closed or self._pump.unusable
-
-    def wait_for(self, ready: Any, timeout: float | None) -> None:
-        """With the lock: until ``ready()``; BlockingIOError if ``timeout`` is 0, TimeoutError after it."""
-        pump = self._pump
-        if timeout == 0:
-            pump.poll()
-            if not ready():
-                raise would_block()
-        elif not pump.wait(self, ready, deadline_after(timeout, pump.clock()) if timeout is not None else NEVER):
-            raise TimeoutError("timed out")
-
-    async def wait_in_loop(self, ready: Callable[[], bool]) -> None:
-        """In an event loop, of whatever kind: until ``ready()``, or the stack is closed."""
-        try:
-            await until(self._pump, self, ready)
-        except OSError:
-            if not self._pump.unusable:
-                raise
-
-    def recvmsg(
-        self, bufsize: int, ancbufsize: int = 0, flags: int = 0
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
-        """(data, ancillary data, flags, None).
-
-        The ancillary data are the events subscribed to with MPTCP_EVENTS, oldest first, as many as ``ancbufsize`` has
-        room for; MSG_CTRUNC says that more wait. With MSG_ERRQUEUE only events are read: EAGAIN if there are none.
-        """
-        if flags & std.MSG_ERRQUEUE:
-            with self._pump.lock:
-                self._check_open()
-                self._pump.poll()
-                events, more = self._ancillary(ancbufsize)
-                if not events and not more:
-                    raise would_block()
-                return b"", events, std.MSG_ERRQUEUE | more, None
-        data = self.recv(bufsize, flags)
-        events, more = self._ancillary(ancbufsize) if ancbufsize > 0 else ([], 0)
-        return data, events, more, None
-
     def _ancillary(self, room: int) -> tuple[list[tuple[int, int, bytes]], int]:
+        """The events subscribed to with MPTCP_EVENTS as messages for ``recvmsg``, and MSG_CTRUNC if more wait."""
         result: list[tuple[int, int, bytes]] = []
-        with self._pump.lock:
-            connection = self._connection
+        with self.event_lock:
+            source = self._event_source()
             wanted = self._settings.events
-            while wanted and connection is not None and (event := connection.peek_event()) is not None:
+            while wanted and source is not None and (event := source.peek_event()) is not None:
                 if wanted >> EVENT_NUMBERS[event.kind] & 1:
                     message = pack_event(event)
                     space = std.CMSG_SPACE(len(message))
@@ -219,9 +189,58 @@ class EventsApi(Transfer):
                         return result, std.MSG_CTRUNC
                     room -= space
                     result.append((std.IPPROTO_TCP, MPTCP_EVENTS, message))
-                connection.poll_event()
+                source.poll_event()
             self._show_events()
         return result, 0
+
+    def _show_events(self) -> None:
+        """With the lock: brings the descriptor of the stream of events up to date, if there is one."""
+        if self._stream is not None:
+            stream = self._stream()
+            if stream is None:
+                self._stream = None
+            else:
+                source = self._event_source()
+                if source is not None:
+                    stream.attach(source)
+                stream.show()
+
+    # --- what a stack's socket says ----------------------------------------------------------------------------------
+    if TYPE_CHECKING:
+
+        def gettimeout(self) -> float | None: ...
+
+        def _check_open(self) -> None:
+            """OSError EBADF."""
+
+    @property
+    @abstractmethod
+    def event_lock(self) -> Any:
+        """Guards this socket's state; a thread that has it may take it again."""
+
+    @property
+    @abstractmethod
+    def is_shut(self) -> bool:
+        """With the lock: this socket is closed, or its stack."""
+
+    @abstractmethod
+    def is_ended(self, source: Any) -> bool:
+        """With the lock: that connection of this socket will have no further events."""
+
+    @abstractmethod
+    def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> None:
+        """With the lock: until ``ready()``; BlockingIOError if ``timeout`` is 0, TimeoutError after it."""
+
+    @abstractmethod
+    async def wait_in_loop(self, ready: Callable[[], bool]) -> None:
+        """In an event loop, of whatever kind: until ``ready()``, or the stack is closed."""
+
+    @abstractmethod
+    def _is_listening(self) -> bool: ...
+
+    @abstractmethod
+    def _event_source(self) -> EventSource | None:
+        """With the lock: the connection there is now."""
 
 
 def check_subscription(mask: int) -> int:

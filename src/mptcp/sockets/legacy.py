@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from mptcp.core.multipath.config import ConnectionConfig
+from mptcp.core.multipath.local_addresses import MAX_LISTED_ADDRESSES
 from mptcp.core.units import KIB
+from mptcp.errors import PathError
 from mptcp.info import Endpoint
 
 #: SO_SNDBUF or SO_RCVBUF below this is taken for a wish not to use MPTCP (RFC 6897 §4.4.3).
@@ -45,6 +48,22 @@ class MultipathSettings:
 
     def changed(self, **changes: object) -> MultipathSettings:
         return replace(self, **changes)  # type: ignore[arg-type]
+
+    def with_added(self, wanted: Sequence[Endpoint]) -> MultipathSettings:
+        """These local addresses may be used. PathError ENOBUFS."""
+        new = {e.address for e in wanted}
+        listed = (*(e for e in self.listed if e.address not in new), *wanted)
+        if len(listed) > MAX_LISTED_ADDRESSES:
+            raise PathError(f"a connection takes {MAX_LISTED_ADDRESSES} addresses", errno.ENOBUFS)
+        return self.changed(listed=listed, excluded=tuple(a for a in self.excluded if a not in new))
+
+    def with_removed(self, unwanted: Sequence[Endpoint]) -> MultipathSettings:
+        """These may not. PathError ENOBUFS."""
+        gone = {e.address for e in unwanted}
+        excluded = tuple(dict.fromkeys((*self.excluded, *gone)))
+        if len(excluded) > MAX_LISTED_ADDRESSES:
+            raise PathError("too many addresses are excluded already", errno.ENOBUFS)
+        return self.changed(listed=tuple(e for e in self.listed if e.address not in gone), excluded=excluded)
 
 
 DEFAULT_SETTINGS = MultipathSettings()

@@ -13,12 +13,13 @@ from mptcp.errors import MptcpError, NotSupportedError, to_errno
 from mptcp.info import ConnectionInfo, Endpoint
 from mptcp.sockets import options as opt
 from mptcp.sockets.address import SocketAddress, any_endpoint, from_endpoint, os_error, to_endpoint
-from mptcp.sockets.advanced import AdvancedApi, AdvancedSettings
+from mptcp.sockets.advanced import AdvancedSettings
 from mptcp.sockets.legacy import MultipathSettings
 from mptcp.sockets.options import SocketOptions
 from mptcp.sockets.privileges import check_option
 from mptcp.sockets.state import CLOSED, CONNECTING
 from mptcp.sockets.tcp_info import pack_tcp_info
+from mptcp.sockets.user_strategies import AdvancedApi
 
 if TYPE_CHECKING:
     from typing import Self

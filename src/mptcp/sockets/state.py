@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket as std
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -153,16 +154,9 @@ class SocketState(Source):
             else:
                 notifier.show(self._is_readable(), self._is_writable())
 
+    @abstractmethod
     def _show_events(self) -> None:
         """The same for the descriptor of the stream of events, if there is one."""
-        if self._stream is not None:
-            stream = self._stream()
-            if stream is None:
-                self._stream = None
-            else:
-                if self._connection is not None:
-                    stream.attach(self._connection)
-                stream.show()
 
     def _changed(self) -> None:
         """This socket was changed from above: others that wait for it look again."""
