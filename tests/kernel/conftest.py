@@ -1,6 +1,7 @@
 """What tests against the kernel's own MPTCP need: laboratories of namespaces, connected sockets, or a reason to skip."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -92,6 +93,19 @@ def make_pair() -> Iterator[Callable[..., tuple[socket.socket, socket.socket]]]:
     yield make
     for sock in opened:
         sock.close()
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Waits until ``condition()`` is true, 5 s at most: what the kernel does next, it does a moment later."""
+
+    def wait(condition: Callable[[], object], seconds: float = 5) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.002)
+
+    return wait
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
