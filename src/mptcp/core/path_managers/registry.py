@@ -10,6 +10,7 @@ from mptcp.core.path_managers.fullmesh import FullMesh
 from mptcp.core.path_managers.ndiffports import Ndiffports
 from mptcp.core.path_managers.none import NoSubflows
 from mptcp.core.path_managers.on_demand import OnDemand
+from mptcp.core.path_managers.restore import Restore
 
 #: name -> how one is made for a connection.
 PATH_MANAGERS: dict[str, Callable[[], PathManager]] = {
@@ -17,5 +18,6 @@ PATH_MANAGERS: dict[str, Callable[[], PathManager]] = {
     "backup": Backup,
     "ndiffports": Ndiffports,
     "on-demand": OnDemand,
+    "restore": Restore,
     "none": NoSubflows,
 }

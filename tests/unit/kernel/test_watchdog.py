@@ -1,0 +1,95 @@
+"""When a subflow counts as dead, and data as stuck."""
+
+import dataclasses
+
+from mptcp.info import Endpoint
+from mptcp.kernel.layout import ESTABLISHED, SYN_SENT, MptcpInfo, TcpInfo
+from mptcp.kernel.sockopt import FullInfo, SubflowEntry
+from mptcp.kernel.watchdog import MAX_RESCUES, FailurePolicy, OpenFresh, Reset, Watchdog
+
+ENDS = [(Endpoint.parse(f"10.0.{i}.1", 1000 + i), Endpoint.parse(f"10.0.{i}.2", 80)) for i in range(3)]
+
+
+def subflow(number: int, *, state: int = ESTABLISHED, **fields: int) -> SubflowEntry:
+    tcp = TcpInfo.parse(b"")
+    fields = {"state": state, "snd_wnd": 65535, "snd_mss": 1400, **fields}
+    return SubflowEntry(number + 1, *ENDS[number], dataclasses.replace(tcp, **fields))
+
+
+def look(*subflows: SubflowEntry, in_flight: int = 100_000) -> FullInfo:
+    mptcp = dataclasses.replace(MptcpInfo.parse(b""), write_seq=in_flight + 7, snd_una=7)
+    return FullInfo(mptcp, list(subflows), len(subflows))
+
+
+def test_a_subflow_that_timed_out_beside_one_that_works_is_reset() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    verdicts = watchdog.judge(look(subflow(0, backoff=1, unacked=9), subflow(1, unacked=5)), 0)
+    assert verdicts == [Reset(*ENDS[0], 1)]
+
+
+def test_so_it_is_beside_a_backup_that_idles() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    assert watchdog.judge(look(subflow(0, backoff=1, unacked=9), subflow(1)), 0) == [Reset(*ENDS[0], 1)]
+
+
+def test_the_last_one_is_never_reset() -> None:
+    # A connection may wait for its path to come back.
+    watchdog = Watchdog(FailurePolicy())
+    assert watchdog.judge(look(subflow(0, backoff=3, unacked=9)), 0) == []
+    assert watchdog.judge(look(subflow(0, backoff=3, unacked=9), subflow(1, backoff=1, unacked=1)), 0) == []
+    assert watchdog.judge(look(subflow(0, backoff=3, unacked=9), subflow(1, state=SYN_SENT)), 0) == []
+
+
+def test_a_patient_policy_waits_for_more_timeouts() -> None:
+    watchdog = Watchdog(FailurePolicy(timeouts=3))
+    assert watchdog.judge(look(subflow(0, backoff=2, unacked=9), subflow(1)), 0) == []
+    assert watchdog.judge(look(subflow(0, backoff=3, unacked=9), subflow(1)), 0) == [Reset(*ENDS[0], 3)]
+
+
+def test_data_in_flight_and_every_subflow_idle_is_stuck() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    idle = look(subflow(0, rtt=900), subflow(1, rtt=300))
+    assert watchdog.judge(idle, 0) == []
+    assert watchdog.judge(idle, 499_999) == []
+    assert watchdog.judge(idle, 500_000) == [OpenFresh(*ENDS[1])]
+
+
+def test_one_fragment_now_and_then_is_stuck_all_the_same() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    found = []
+    for step in range(30):
+        unacked = 1 if step % 10 == 5 else 0
+        found += watchdog.judge(look(subflow(0, unacked=unacked)), step * 20_000)
+    assert found == [OpenFresh(*ENDS[0])]
+
+
+def test_a_subflow_that_carries_data_is_not_stuck() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    for step in range(100):
+        assert watchdog.judge(look(subflow(0), subflow(1, unacked=2)), step * 20_000) == []
+    for step in range(100, 200):
+        assert watchdog.judge(look(subflow(0, notsent_bytes=10), subflow(1)), step * 20_000) == []
+
+
+def test_a_closed_window_is_the_peers_right() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    for step in range(100):
+        assert watchdog.judge(look(subflow(0, snd_wnd=0), subflow(1, snd_wnd=1399)), step * 20_000) == []
+
+
+def test_nothing_in_flight_is_nothing_stuck() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    for step in range(100):
+        assert watchdog.judge(look(subflow(0), in_flight=0), step * 20_000) == []
+    assert watchdog.interval_us == FailurePolicy().idle_interval_us
+    watchdog.judge(look(subflow(0)), 0)
+    assert watchdog.interval_us == FailurePolicy().busy_interval_us
+
+
+def test_rescues_are_few() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    idle = look(subflow(0))
+    found = [verdict for step in range(475) for verdict in watchdog.judge(idle, step * 20_000)]
+    assert len(found) == MAX_RESCUES
+    later = [verdict for step in range(600, 700) for verdict in watchdog.judge(idle, step * 20_000)]
+    assert later
