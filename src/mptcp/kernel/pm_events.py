@@ -146,7 +146,7 @@ class EventsLost(Exception):
     """Events came faster than they were read: what holds now has to be read anew."""
 
 
-class EventSource(ABC):
+class PmEventSource(ABC):
     """Where path-manager events come from: the kernel, or a broker that passes on those of its client's connections."""
 
     __slots__ = ()
@@ -171,7 +171,7 @@ class EventSource(ABC):
         """Lets go of it; twice is as good as once."""
 
 
-class PmEventSocket(EventSource):
+class PmEventSocket(PmEventSource):
     """A member of the kernel's group. PermissionError without CAP_NET_ADMIN, NotSupportedError where there is none."""
 
     __slots__ = ("_family_id", "_socket")
