@@ -142,6 +142,13 @@ def parse_event(payload: memoryview) -> PmEvent | None:
     )
 
 
+def event_token(payload: memoryview) -> int:
+    """The connection that ``parse_event`` would tell of; 0: none, or no event."""
+    if len(payload) < GENL_HEADER_SIZE:
+        return 0
+    return next((unsigned(value) or 0 for kind, value in attributes(payload[GENL_HEADER_SIZE:]) if kind == _TOKEN), 0)
+
+
 class EventsLost(Exception):
     """Events came faster than they were read: what holds now has to be read anew."""
 

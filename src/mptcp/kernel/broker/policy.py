@@ -26,7 +26,7 @@ MAX_RULES: Final = 256
 MAX_ENTRIES: Final = 256
 
 #: What a policy's ``allow`` can have; to watch is to have events.
-ALLOWABLE: Final = frozenset(Operation) - {Operation.WATCH, Operation.SUPPORTS}
+ALLOWABLE: Final = frozenset(Operation) - {Operation.WATCH, Operation.UNWATCH, Operation.SUPPORTS}
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

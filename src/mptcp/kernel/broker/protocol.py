@@ -4,9 +4,9 @@ A request has a fixed part (``_REQUEST``, network order) and, where an option is
 descriptor (SCM_RIGHTS) where the operation is about a connection: the MPTCP socket itself. Whoever can send it has the
 connection; nothing in the message says which one is meant. A field that the operation has no use for is 0.
 
-Events take another way: the answer to EVENTS brings a descriptor of a socket of its own. What is read there is what a
-netlink socket that has joined ``mptcp_pm_events`` reads, but only of the connections that WATCH has named; a gap is told
-by a message of type NLMSG_OVERRUN.
+Events take another way: the answer to EVENTS brings a descriptor of a socket of its own. Each message read there is one of
+the kernel's group ``mptcp_pm_events`` (from its generic netlink header on) about a connection that WATCH has named, or says
+how many are missing (``emit_gap``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSION: Final = 1
 MAX_VALUE: Final = 256
 #: The longest sentence of an answer, in octets.
 MAX_TEXT: Final = 1024
-#: The longest message of netlink that is handed on.
+#: The longest event that is handed on; the kernel's have about 100 octets.
 MAX_EVENT: Final = 2048
 
 #: version, operation, 0, sequence | local, remote: family, 0, port, address | address id, backup, size, interface, level,
@@ -38,8 +38,8 @@ _ANSWER: Final = struct.Struct("!BBHIII")
 MAX_REQUEST: Final = _REQUEST.size + MAX_VALUE
 MAX_ANSWER: Final = _ANSWER.size + MAX_TEXT
 
-_NLMSG: Final = struct.Struct("=IHHII")
-NLMSG_OVERRUN: Final = 4
+#: 0 (where an event has its kind), 0, how many are missing
+_GAP: Final = struct.Struct("!B3xI")
 
 _FAMILIES: Final = {0: 0, 4: 4, 6: 16}
 _NO_ADDRESS: Final = bytes(16)
@@ -59,7 +59,8 @@ class Operation(IntEnum):
     GET_SUBFLOW_OPTION = 8
     EVENTS = 9  # the answer brings a socket on which events of this client's connections come
     WATCH = 10  # the connection's events, those of the last moments too, go to that socket
-    SUPPORTS = 11  # whether the operation of number ``name`` would be done for this client
+    UNWATCH = 11  # no longer those of the token ``name``
+    SUPPORTS = 12  # whether the operation of number ``name`` would be done for this client
 
     @property
     def label(self) -> str:
@@ -68,7 +69,7 @@ class Operation(IntEnum):
 
 
 #: What is about a connection, and so comes with its descriptor.
-WITH_CONNECTION: Final = frozenset(Operation) - {Operation.EVENTS, Operation.SUPPORTS}
+WITH_CONNECTION: Final = frozenset(Operation) - {Operation.EVENTS, Operation.UNWATCH, Operation.SUPPORTS}
 
 #: The fields an operation has; all others are 0.
 _FIELDS: Final = {
@@ -82,6 +83,7 @@ _FIELDS: Final = {
     Operation.GET_SUBFLOW_OPTION: {"local", "remote", "level", "name", "size"},
     Operation.EVENTS: set(),
     Operation.WATCH: set(),
+    Operation.UNWATCH: {"name"},
     Operation.SUPPORTS: {"name"},
 }
 
@@ -148,7 +150,7 @@ class Request:
         for name in ("local", "remote"):
             if name in fields and getattr(self, name) is None:
                 raise ProtocolError(f"{self.operation.label} needs an address: {name}")
-        if max(self.interface, self.level, self.name) >= 1 << 31:
+        if self.operation is not Operation.UNWATCH and max(self.interface, self.level, self.name) >= 1 << 31:
             raise ProtocolError("an interface, level or option is a number below 2^31")
         if self.operation is Operation.GET_SUBFLOW_OPTION and not 0 < self.size <= MAX_VALUE:
             raise ProtocolError(f"the room for an option is 1 to {MAX_VALUE} octets, not {self.size}")
@@ -199,9 +201,13 @@ def parse_support(answer: Answer) -> Support:
     return Support(bool(answer.result), reason.decode(errors="replace"), fix.decode(errors="replace"))
 
 
-def overrun(missed: int) -> bytes:
-    """The message on the socket of events that stands where ``missed`` others are missing."""
-    return _NLMSG.pack(_NLMSG.size + 4, NLMSG_OVERRUN, 0, 0, 0) + struct.pack("=I", min(missed, 0xFFFFFFFF))
+def emit_gap(missed: int) -> bytes:
+    """The message on the socket of events that stands where others are missing; 0: nobody knows how many."""
+    return _GAP.pack(0, min(missed, 0xFFFFFFFF))
+
+
+def is_gap(message: bytes) -> bool:
+    return message[:1] == b"\0"
 
 
 @dataclass(slots=True)
