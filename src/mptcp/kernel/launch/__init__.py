@@ -1,0 +1,1 @@
+"""``mptcp run PROGRAM``: the stream sockets of an unmodified program become MPTCP (seccomp user notification)."""
