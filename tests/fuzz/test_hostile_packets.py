@@ -138,7 +138,7 @@ def test_a_flood_of_syns_is_bounded_and_harms_nobody() -> None:  # RFC 4987
         host.sent.clear()
     listener = next(iter(host.host.listeners.values()))
     assert len(listener.half_open) == MAX_HALF_OPEN
-    assert listener.recycled == 300
+    assert listener.cookies == 300
     assert len(host.host.connections) <= MAX_HALF_OPEN + 10
     peer.sends(b"unharmed")
     assert connection.read(100) == b"unharmed"

@@ -9,32 +9,32 @@ from dataclasses import dataclass
 
 from mptcp.core.counters import Counters
 from mptcp.core.entropy import Entropy
-from mptcp.core.multipath import joining, keys, opening
+from mptcp.core.multipath import cookie_opening, joining, keys, opening
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.core.multipath.connection import Connection
+from mptcp.core.multipath.emission import Emission, Interface, flow_key
 from mptcp.core.multipath.environment import Environment, Route
 from mptcp.core.multipath.fallback import FailureCache
 from mptcp.core.multipath.listener import Listener
 from mptcp.core.multipath.local_addresses import LocalAddresses
 from mptcp.core.multipath.subflow import Subflow
 from mptcp.core.packet import Packet
+from mptcp.core.tcp.departure import reset_for
 from mptcp.core.tcp.isn import InitialSequenceNumbers
+from mptcp.core.tcp.syn_cookies import Cookie, SynCookies
 from mptcp.core.tcp.time_wait import may_be_replaced
 from mptcp.core.units import NEVER
 from mptcp.core.wire import checksum, icmp, ip
 from mptcp.core.wire import tcp as tcp_wire
 from mptcp.core.wire.mptcp_options import RST_MPTCP_SPECIFIC, MpJoinSyn, MpTcprst
 from mptcp.core.wire.segment import ACK, NO_OPTIONS, RST, SYN, Options, Segment
-from mptcp.core.wire.sequence import MASK32
 from mptcp.errors import NetworkUnreachable, PathError
 from mptcp.info import Endpoint
 
 #: RST and similar answers that wait for the link; more are dropped and counted.
 MAX_REPLIES = 256
-
 #: Packets from this host to itself that wait for their turn.
 MAX_LOCAL_PACKETS = 4096
-
 #: The ephemeral ports (RFC 6335 §6 gives 49152 on; Linux starts at 32768, and so do we).
 FIRST_EPHEMERAL, LAST_EPHEMERAL = 32768, 60999
 
@@ -45,39 +45,6 @@ class HostConfig:
 
     connection: ConnectionConfig = DEFAULT_CONFIG
     max_connections: int = 1 << 20  # passive opens beyond are refused
-
-
-class Interface:
-    __slots__ = ("gso_max_bytes", "is_busy", "is_up", "mtu", "name", "room")
-
-    def __init__(self, name: str, mtu: int, gso_max_bytes: int) -> None:
-        self.name = name
-        self.mtu = mtu
-        self.gso_max_bytes = gso_max_bytes
-        self.is_up = True
-        self.is_busy = False
-        self.room = NEVER  # octets of data that may be given to it before it is asked again whether it is busy
-
-
-class _Emission:
-    """What all packets of one subflow have in common."""
-
-    __slots__ = (
-        "destination", "destination_port", "interface", "is_local", "is_v6", "pseudo", "segments", "source",
-        "source_port",
-    )  # fmt: skip
-
-    def __init__(
-        self, local: Endpoint, remote: Endpoint, interface: int, is_local: bool = False,
-        segments: tuple[bytes, ...] = (),
-    ) -> None:  # fmt: skip
-        self.segments = segments
-        self.is_local = is_local  # to an address of this very host: it does not leave
-        self.source, self.source_port = local.address, local.port
-        self.destination, self.destination_port = remote.address, remote.port
-        self.interface = interface
-        self.is_v6 = len(local.address) == 16
-        self.pseudo = checksum.pseudo_sum(local.address, remote.address, 6)
 
 
 class Host(Environment):
@@ -107,6 +74,8 @@ class Host(Environment):
         self._timers: list[tuple[int, int, Connection]] = []
         self._timer_count = 0
         self._isns = InitialSequenceNumbers(entropy.child("isn"))
+        self.cookies = SynCookies(entropy.child("syn cookies"))
+        self.cookie: Cookie | None = None
         self._identification = entropy.bits(16)
         self._next_port = FIRST_EPHEMERAL + entropy.below(LAST_EPHEMERAL - FIRST_EPHEMERAL)
         self._port_users: dict[int, int] = {}  # local port -> how many subflows
@@ -197,24 +166,29 @@ class Host(Environment):
             self._ready[connection] = None
 
     def new_key(self, version: int) -> int:
+        if self.cookie is not None:
+            return self.cookie.key
         return keys.new_key(self.entropy, self._tokens, version)
 
     def register_token(self, token: int, connection: Connection) -> None:
         self._tokens[token] = connection
+
+    def is_token_taken(self, token: int) -> bool:
+        return token in self._tokens
 
     def release_token(self, token: int) -> None:
         self._tokens.pop(token, None)
 
     def register(self, subflow: Subflow) -> None:
         local, remote = subflow.tcp.local, subflow.tcp.remote
-        self._flows[_flow_key(remote, local)] = subflow
+        self._flows[flow_key(remote, local)] = subflow
         self._port_users[local.port] = self._port_users.get(local.port, 0) + 1
         is_local = remote.address in self._addresses and not subflow.segments
-        subflow.emission = _Emission(local, remote, subflow.interface, is_local, subflow.segments)
+        subflow.emission = Emission(local, remote, subflow.interface, is_local, subflow.segments)
 
     def release(self, subflow: Subflow) -> None:
         local, remote = subflow.tcp.local, subflow.tcp.remote
-        if self._flows.pop(_flow_key(remote, local), None) is not None:
+        if self._flows.pop(flow_key(remote, local), None) is not None:
             users = self._port_users[local.port] - 1
             if users:
                 self._port_users[local.port] = users
@@ -238,24 +212,24 @@ class Host(Environment):
         return self._addresses.get(address, -1)
 
     def new_port(self, local: bytes, remote: Endpoint, preferred: int = 0) -> int:
-        if preferred and _flow_key(remote, Endpoint(local, preferred)) not in self._flows:
+        if preferred and flow_key(remote, Endpoint(local, preferred)) not in self._flows:
             return preferred
         span = LAST_EPHEMERAL - FIRST_EPHEMERAL + 1
+        listening = {number for _, number in self.listeners}
         for _ in range(span):
             port = self._next_port
             self._next_port = FIRST_EPHEMERAL + (port + 1 - FIRST_EPHEMERAL) % span
             # RFC 8684 §3.9.1: "an implementation SHOULD reserve ephemeral ports across all local IP addresses"
-            if port not in self._port_users and not self._is_listening(port):
+            if port not in self._port_users and port not in listening:
                 return port
         for port in range(FIRST_EPHEMERAL, LAST_EPHEMERAL + 1):  # all in use: the same port to another peer will do
-            if _flow_key(remote, Endpoint(local, port)) not in self._flows and not self._is_listening(port):
+            if flow_key(remote, Endpoint(local, port)) not in self._flows and port not in listening:
                 return port
         return 0
 
-    def _is_listening(self, port: int) -> bool:
-        return any(p == port for _, p in self.listeners)
-
     def new_isn(self, local: Endpoint, remote: Endpoint, now: int) -> int:
+        if self.cookie is not None:
+            return self.cookie.isn
         return self._isns.number(local, remote, now)
 
     def mptcp_failed(self, connection: Connection, now: int) -> None:
@@ -281,18 +255,18 @@ class Host(Environment):
             candidates = [a for a in usable if len(a) == len(remote.address)]
             if not candidates:
                 if policy is not None:
-                    raise PathError(f"no address that may be used can reach {remote.host}", _EADDRNOTAVAIL)
+                    raise PathError(f"no address that may be used can reach {remote.host}", errno.EADDRNOTAVAIL)
                 raise NetworkUnreachable(f"this host has no address from which {remote.host} could be reached")
             source = candidates[0]
             if policy is not None and not port:
                 port = policy.port(source)
         elif self.route(source) is None:
-            raise PathError(f"{Endpoint(source).host} is not a usable address of this host", _EADDRNOTAVAIL)
-        if port and _flow_key(remote, Endpoint(source, port)) in self._flows:
-            raise PathError(f"port {port} is already connected to {remote}", _EADDRINUSE)
+            raise PathError(f"{Endpoint(source).host} is not a usable address of this host", errno.EADDRNOTAVAIL)
+        if port and flow_key(remote, Endpoint(source, port)) in self._flows:
+            raise PathError(f"port {port} is already connected to {remote}", errno.EADDRINUSE)
         port = port or self.new_port(source, remote)
         if not port:
-            raise PathError("no local port is free", _EADDRNOTAVAIL)
+            raise PathError("no local port is free", errno.EADDRNOTAVAIL)
         learned = config.multipath and self.failures.should_avoid(remote.address, self._addresses[source], now)
         if learned:
             config = config.changed(multipath=False)
@@ -310,12 +284,12 @@ class Host(Environment):
         """Port 0 chooses one; an unspecified address means all of its family. PathError if that is taken."""
         self.now = now
         if not local.is_unspecified and self.route(local.address) is None:
-            raise PathError(f"{local.host} is not a usable address of this host", _EADDRNOTAVAIL)
+            raise PathError(f"{local.host} is not a usable address of this host", errno.EADDRNOTAVAIL)
         port = local.port or self.new_port(local.address, Endpoint(bytes(len(local.address)), 0))
         for address, other in self.listeners:
             same_family = len(address) == len(local.address)
             if other == port and same_family and (address == local.address or not any(address) or local.is_unspecified):
-                raise PathError(f"port {port} is already listened on", _EADDRINUSE)
+                raise PathError(f"port {port} is already listened on", errno.EADDRINUSE)
         listener = Listener(Endpoint(local.address, port), backlog, options or self.config.connection)
         self.listeners[local.address, port] = listener
         return listener
@@ -405,30 +379,63 @@ class Host(Environment):
         ports = flow[-4:]
         remote = Endpoint(source, ports[0] << 8 | ports[1])
         local = Endpoint(destination, ports[2] << 8 | ports[3])
-        if segment.flags & (SYN | ACK | RST) == SYN and remote.port and local.port:
+        kind = segment.flags & (SYN | ACK | RST)
+        if kind == SYN and remote.port and local.port:
             for option in segment.options.mptcp:
                 if isinstance(option, MpJoinSyn):
                     self._handle_join(local, remote, segment, option, now)
                     return
-            listener = self.listeners.get((destination, local.port)) or self.listeners.get(
-                (bytes(len(destination)), local.port)
-            )
-            if listener is not None and not listener.is_closed:
-                if listener.is_full or len(self.connections) >= self.config.max_connections:
-                    # RFC 9293 §3.10.7.2 allows to drop it: the peer tries again, and by then there may be room
-                    listener.overflows += 1
-                    self.counters.bump("listen_overflow")
-                    return
-                if opening.must_ignore(segment):
-                    self.counters.bump("syn_extensible_ignored")
-                    return
-                connection = opening.accept(self, listener.config, local, remote, segment, now)
-                connection.owner = listener
-                self.connections[connection] = None
-                listener.add(connection, now)
+        listener = None
+        if kind in (SYN, ACK) and remote.port and local.port:
+            anywhere = self.listeners.get((bytes(len(destination)), local.port))
+            listener = self.listeners.get((destination, local.port), anywhere)
+        if listener is not None and not listener.is_closed:
+            if kind == SYN:
+                self._handle_syn(listener, local, remote, segment, now)
+                return
+            cookie = cookie_opening.check(self, listener, local, remote, segment, now)
+            if cookie is not None:
+                if not self._is_full(listener) and not cookie_opening.lacks_key(self, segment):
+                    connection = cookie_opening.accept(self, listener, cookie, local, remote, now)
+                    self._take(listener, connection)
+                    cookie_opening.establish(connection, segment, now)
                 return
         self.counters.bump("no_connection")
         self._reply_reset(local, remote, segment, NO_OPTIONS)
+
+    def _handle_syn(self, listener: Listener, local: Endpoint, remote: Endpoint, syn: Segment, now: int) -> None:
+        if self._is_full(listener):
+            return
+        if opening.must_ignore(syn):
+            self.counters.bump("syn_extensible_ignored")
+            return
+        if not listener.is_crowded:
+            self._take(listener, opening.accept(self, listener.config, local, remote, syn, now))
+            return
+        for answer, config in cookie_opening.answer(self, listener, local, remote, syn, now):
+            self._reply(local, remote, answer, config.hop_limit, config.traffic_class)
+
+    def _is_full(self, listener: Listener) -> bool:
+        if not listener.is_full and len(self.connections) < self.config.max_connections:
+            return False
+        # RFC 9293 §3.10.7.2 allows to drop it: the peer tries again, and by then there may be room
+        listener.overflows += 1
+        self.counters.bump("listen_overflow")
+        return True
+
+    def _take(self, listener: Listener, connection: Connection) -> None:
+        """One that began with a SYN to ``listener``."""
+        connection.owner = listener
+        self.connections[connection] = None
+        listener.half_open[connection] = None
+
+    def forget(self, connection: Connection) -> None:
+        for subflow in connection.subflows_by_id.values():
+            self.release(subflow)
+        self.release_token(connection.token)
+        if connection.marked:
+            self._marked.remove(connection)
+        self._ready.pop(connection, None)
 
     def _handle_join(self, local: Endpoint, remote: Endpoint, segment: Segment, join: MpJoinSyn, now: int) -> None:
         # RFC 8684 §3.2: "Demultiplexing subflow SYNs MUST be done using the token; this is unlike traditional TCP"
@@ -454,7 +461,7 @@ class Host(Environment):
             return
         # It quotes a packet of ours: source and destination are those of our packet.
         subflow = self._flows.get(
-            _flow_key(Endpoint(error.destination, error.destination_port), Endpoint(error.source, error.source_port))
+            flow_key(Endpoint(error.destination, error.destination_port), Endpoint(error.source, error.source_port))
         )
         if subflow is None:
             self.counters.bump("icmp_unrelated")
@@ -463,22 +470,21 @@ class Host(Environment):
         self.mark(subflow.connection)
 
     def _reply_reset(self, local: Endpoint, remote: Endpoint, segment: Segment, options: Options) -> None:
-        # RFC 9293 §3.10.7.1: "An incoming segment containing a RST is discarded. An incoming segment not containing a RST
-        # causes a RST to be sent in response."
-        if segment.flags & RST:
-            return
+        reset = reset_for(segment, options)
+        if reset is not None:
+            self._reply(local, remote, reset, 64, 0)
+
+    def _reply(self, local: Endpoint, remote: Endpoint, answer: Segment, hop_limit: int, traffic_class: int) -> None:
+        """A segment of no connection."""
         if len(self._replies) >= MAX_REPLIES:
             self.counters.bump("reply_dropped")
             return
-        if segment.flags & ACK:
-            reset = Segment(segment.ack, 0, RST, 0, options)
-        else:
-            reset = Segment(0, (segment.seq + segment.sequence_length) & MASK32, RST | ACK, 0, options)
         index = self._addresses.get(local.address, -1)
+        packet = self._emit(Emission(local, remote, index), answer, hop_limit, traffic_class)
         if remote.address in self._addresses:
-            self._deliver_later(index, self._emit(_Emission(local, remote, index), reset, 64, 0))
+            self._deliver_later(index, packet)
         elif index >= 0:
-            self._replies.append((index, self._emit(_Emission(local, remote, index), reset, 64, 0)))
+            self._replies.append((index, packet))
 
     # --- time -----------------------------------------------------------------------------------------------------------
     def poll_deadline(self) -> int:
@@ -524,7 +530,7 @@ class Host(Environment):
                 connection.marked = False
                 for subflow, segment in connection.poll_segments(now):
                     emission = subflow.emission
-                    assert isinstance(emission, _Emission)
+                    assert isinstance(emission, Emission)
                     config = subflow.tcp.config
                     packet = emit(emission, segment, config.hop_limit, config.traffic_class)
                     if emission.is_local:
@@ -569,7 +575,7 @@ class Host(Environment):
         ready, self._ready = self._ready, {}
         return list(ready)
 
-    def _emit(self, emission: _Emission, segment: Segment, hop_limit: int, traffic_class: int) -> Packet:
+    def _emit(self, emission: Emission, segment: Segment, hop_limit: int, traffic_class: int) -> Packet:
         header = tcp_wire.emit(segment, emission.source_port, emission.destination_port, emission.pseudo, partial=True)
         length = segment.length
         transport = len(header) + length
@@ -591,11 +597,3 @@ class Host(Environment):
         return Packet(
             ip_header + header, segment.payloads, offset + transport, offset, mss if 0 < mss < length else 0, True
         )
-
-
-_EADDRINUSE, _EADDRNOTAVAIL = errno.EADDRINUSE, errno.EADDRNOTAVAIL
-
-
-def _flow_key(remote: Endpoint, local: Endpoint) -> bytes:
-    """As the octets stand in a packet that comes in: source, destination, source port, destination port."""
-    return remote.address + local.address + remote.port.to_bytes(2, "big") + local.port.to_bytes(2, "big")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mptcp.core.counters import Counters
 from mptcp.core.entropy import Entropy
+from mptcp.core.tcp.syn_cookies import Cookie, SynCookies
 from mptcp.info import Endpoint
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Environment(ABC):
     counters: Counters
     now: int  # of the call that is being carried out
     races: list[Connection]  # connects that a plain one races at present; some may have ended
+    cookies: SynCookies
+    cookie: Cookie | None  # while a connection is made for one: its number and key are the cookie's
 
     @abstractmethod
     def mark(self, connection: Connection) -> None:
@@ -59,6 +62,13 @@ class Environment(ABC):
 
     @abstractmethod
     def register_token(self, token: int, connection: Connection) -> None: ...
+
+    @abstractmethod
+    def is_token_taken(self, token: int) -> bool: ...
+
+    @abstractmethod
+    def forget(self, connection: Connection) -> None:
+        """One that has just been made and is not wanted: as if it had never been."""
 
     @abstractmethod
     def release_token(self, token: int) -> None: ...

@@ -14,7 +14,9 @@ MAX_HALF_OPEN = 512
 class Listener:
     """Connections come out of ``accept`` in the order in which they were established."""
 
-    __slots__ = ("backlog", "config", "half_open", "is_closed", "local", "overflows", "owner", "ready", "recycled")
+    __slots__ = (
+        "backlog", "config", "cookies", "cookies_until", "half_open", "is_closed", "local", "overflows", "owner", "ready",
+    )  # fmt: skip
 
     def __init__(self, local: Endpoint, backlog: int, config: ConnectionConfig) -> None:
         self.local = local
@@ -23,7 +25,8 @@ class Listener:
         self.half_open: dict[Connection, None] = {}  # oldest first
         self.ready: list[Connection] = []
         self.overflows = 0  # SYNs refused because the application does not accept
-        self.recycled = 0  # half-open connections dropped for newer ones
+        self.cookies = 0  # SYNs answered with a cookie, because there were too many half-open connections
+        self.cookies_until = 0  # when the last of them is void
         self.is_closed = False
         self.owner: object = None  # for the layer above
 
@@ -31,16 +34,10 @@ class Listener:
     def is_full(self) -> bool:
         return len(self.ready) >= self.backlog
 
-    def add(self, connection: Connection, now: int) -> None:
-        """A SYN has made ``connection``; the oldest half-open one makes room if need be."""
-        # RFC 4987 §3.3, "Recycling the Oldest Half-Open TCB": an attack then costs those who take longest, and memory
-        # stays bounded.
-        while len(self.half_open) >= max(MAX_HALF_OPEN, self.backlog):
-            oldest = next(iter(self.half_open))
-            del self.half_open[oldest]
-            self.recycled += 1
-            oldest.abort(now)
-        self.half_open[connection] = None
+    @property
+    def is_crowded(self) -> bool:
+        """No further half-open connection is kept: SYNs are answered with cookies (RFC 4987 §3.6)."""
+        return len(self.half_open) >= max(MAX_HALF_OPEN, self.backlog)
 
     def promote(self, connection: Connection) -> bool:
         """After ``connection`` has moved on: True if it may be accepted now."""

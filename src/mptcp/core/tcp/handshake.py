@@ -236,6 +236,8 @@ def start_sending(connection: Connection, now: int) -> None:
 def measure_rtt(connection: Connection, segment: Segment, now: int) -> None:
     """The handshake gives the first round-trip sample (RFC 6298 §2.2)."""
     timestamps = connection.timestamps
+    if connection.syn_sent_at == NEVER:
+        return  # of a SYN cookie nobody knows when it was sent
     if connection.syn_retransmissions == 0:
         connection.sender.rtt.on_sample(max(1, now - connection.syn_sent_at), now)
     elif timestamps.enabled and segment.options.timestamp_value is not None:
