@@ -82,6 +82,14 @@ class NetNamespace:
         """A new descriptor of the namespace, for whoever wants one; the caller closes it."""
         return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC) if self.is_own else os.dup(self._open_fd())
 
+    def duplicate(self) -> NetNamespace:
+        """Another one for the same namespace, with a life of its own."""
+        if self.is_own:
+            return NetNamespace()
+        copy = NetNamespace(self._open_fd())
+        copy.name = self.name
+        return copy
+
     def close(self) -> None:
         """Lets go of it; twice is as good as once."""
         fd, self._fd = self._fd, -1

@@ -18,6 +18,7 @@ from mptcp.errors import NotSupportedError
 from mptcp.info import Endpoint
 from mptcp.kernel.layout import (
     MPTCP_INFO_SIZE,
+    NOWHERE,
     SOCKADDR_STORAGE,
     TCP_INFO_SIZE,
     MptcpInfo,
@@ -131,6 +132,43 @@ def is_mptcp(fd: int) -> bool:
             raise _failed(-length or errno.EINVAL, "TCP_IS_MPTCP")
         # The option is younger than the protocol; a socket that has fallen back has no MPTCP_INFO.
         return _call(fd, SOL_MPTCP, MPTCP_INFO, buffers.small_at, MPTCP_INFO_SIZE, buffers) >= 0
+    finally:
+        _local.buffers = buffers
+
+
+def protocol(fd: int) -> int:
+    """SO_PROTOCOL: 262 (IPPROTO_MPTCP) also after a fallback; 6 of an accepted socket whose peer has no MPTCP."""
+    buffers = _take()
+    try:
+        length = _call(fd, socket.SOL_SOCKET, socket.SO_PROTOCOL, buffers.small_at, 4, buffers)
+        if length != 4:
+            raise _failed(-length if length < 0 else errno.EINVAL, "SO_PROTOCOL")
+        number: int = _ID.unpack_from(buffers.small)[0]
+        return number
+    finally:
+        _local.buffers = buffers
+
+
+def congestion_control(fd: int) -> str:
+    """TCP_CONGESTION: the name that a connection's subflows are made with; "" if the kernel tells none."""
+    buffers = _take()
+    try:
+        length = _call(fd, socket.IPPROTO_TCP, socket.TCP_CONGESTION, buffers.small_at, 64, buffers)
+        return buffers.small.raw[: max(0, length)].partition(b"\0")[0].decode("ascii", "replace")
+    finally:
+        _local.buffers = buffers
+
+
+def names(fd: int) -> tuple[Endpoint, Endpoint]:
+    """(local, remote) as getsockname and getpeername give them: those of the first subflow for ever; NOWHERE if none."""
+    buffers = _take()
+    try:
+        found = []
+        for ask in (_libc.getsockname, _libc.getpeername):
+            buffers.length.value = SOCKADDR_STORAGE
+            given = not ask(fd, ctypes.c_void_p(buffers.small_at), ctypes.c_void_p(buffers.length_at))
+            found.append(parse_sockaddr(buffers.small.raw[: buffers.length.value]) if given else NOWHERE)
+        return found[0], found[1]
     finally:
         _local.buffers = buffers
 
