@@ -1,95 +1,108 @@
-"""``mptcp run script.py ARGS`` and ``mptcp run -m module ARGS``: an unmodified Python program over several paths."""
+"""``mptcp run``: a program that knows nothing of MPTCP. Any program on the kernel's MPTCP, or Python on our own stack."""
 
 from __future__ import annotations
 
-import os
-import runpy
-import sys
-import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+import enum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mptcp.cli.connections import open_stack
-from mptcp.cli.link_option import DEFAULT_LINK, parse_links
+from mptcp.cli import run_program, run_python
+from mptcp.cli.link_option import DEFAULT_LINK
 from mptcp.errors import ConfigurationError
-from mptcp.sockets.policy import Policy
-from mptcp.sockets.profiles import profile_named
-from mptcp.sockets.unmodified import patched
+from mptcp.kernel.launch.exceptions import Exceptions
 
 #: What follows the program's name is the program's.
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
-#: What a traceback of the program does not show.
-_OUR_FILES = (__file__, runpy.__file__, "<frozen runpy>")
+
+class StackName(enum.StrEnum):
+    """Whose MPTCP it is."""
+
+    KERNEL = "kernel"
+    USER = "user"
 
 
 def run(
     context: typer.Context,
     module: Annotated[
-        str | None, typer.Option("-m", help="Run a module instead of a script, as python -m does.", metavar="MODULE")
+        str | None, typer.Option("-m", help="Run a Python module, as python -m does.", metavar="MODULE")
     ] = None,
+    stack: Annotated[
+        StackName | None,
+        typer.Option(help="kernel (any program), or user (Python, on this stack; the default for a .py file and -m)."),
+    ] = None,
+    except_: Annotated[
+        list[str] | None,
+        typer.Option("--except", help="Sockets that connect or are bound to it keep TCP.", metavar="NETWORK"),
+    ] = None,
+    except_port: Annotated[
+        list[str] | None,
+        typer.Option(help="Sockets that connect or are bound to such a port keep TCP.", metavar="PORT[-PORT]"),
+    ] = None,
+    except_program: Annotated[
+        list[str] | None, typer.Option(help="Sockets of programs of this name keep TCP.", metavar="NAME")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on standard error which sockets are MPTCP, and which not.")
+    ] = False,
+    log: Annotated[
+        Path | None, typer.Option(help="Write what -v says to the end of this file.", metavar="FILE")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Do not run the program where its sockets cannot be made MPTCP.")
+    ] = False,
     link: Annotated[
         list[str] | None,
-        typer.Option(help=f"Link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).", metavar="LINK"),
+        typer.Option(
+            help=f"--stack user: link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).",
+            metavar="LINK",
+        ),
     ] = None,
     backup: Annotated[
         list[str] | None,
-        typer.Option(help="One of our addresses whose subflows are only for when no other works.", metavar="ADDRESS"),
+        typer.Option(
+            help="--stack user: one of our addresses whose subflows are only for when no other works.",
+            metavar="ADDRESS",
+        ),
     ] = None,
-    profile: Annotated[
-        str, typer.Option(help="What the program needs: bulk, latency, steady, ... (docs/api-advanced.md).")
-    ] = "",
+    profile: Annotated[str, typer.Option(help="--stack user: bulk, latency, steady, ... (docs/api-advanced.md).")] = "",
     policy: Annotated[
-        Path | None, typer.Option(help="A policy file (docs/policy.md); else as the environment says.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="--stack user: a policy file (docs/policy.md); else as the environment says.", metavar="FILE"
+        ),
     ] = None,
-    pcap: Annotated[Path | None, typer.Option(help="Write every packet to this pcapng file.", metavar="FILE")] = None,
+    pcap: Annotated[
+        Path | None, typer.Option(help="--stack user: write every packet to this pcapng file.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """Run a Python program whose TCP sockets become MPTCP, without changing it: mptcp run script.py ARGUMENTS."""
+    """Run a program whose TCP sockets become MPTCP, without changing it: mptcp run PROGRAM ARGUMENTS."""
     arguments = list(context.args)
     if arguments[:1] == ["--"]:
         del arguments[0]
     if module is None and not arguments:
-        raise ConfigurationError("a program to run is missing: mptcp run script.py, or mptcp run -m module")
-    if module is None and not os.path.exists(arguments[0]):
-        raise ConfigurationError(f"there is no {arguments[0]}")
-    rules = Policy.load(policy) if policy is not None else Policy.from_environment()
-    if profile:
-        rules = rules.changed(profile=profile_named(profile).name)
-    specs = parse_links(link or [DEFAULT_LINK])
-    if specs[0].kind == "udp":
-        raise ConfigurationError(
-            "peers over UDP have no addresses that a program could connect to: use mptcp get or serve"
-        )
-    with ExitStack() as exits:
-        stack = exits.enter_context(open_stack(specs, pcap=pcap, backup=backup or ()))
-        stack.user_stack.set_policy(rules)
-        exits.enter_context(patched(stack.user_stack))
-        if module is not None:
-            _execute(module, ["-m", *arguments], os.getcwd(), lambda: runpy.run_module(module, None, "__main__", True))
-        else:
-            path = arguments[0]
-            folder = os.path.dirname(os.path.realpath(path))
-            _execute(path, arguments, folder, lambda: runpy.run_path(path, None, "__main__"))
+        raise ConfigurationError("a program to run is missing: mptcp run PROGRAM, or mptcp run -m MODULE")
+    is_python = module is not None or arguments[0].endswith(".py")
+    of_kernel = {
+        "--except": except_, "--except-port": except_port, "--except-program": except_program,
+        "-v": verbose, "--log": log, "--strict": strict,
+    }  # fmt: skip
+    of_user = {"--link": link, "--backup": backup, "--profile": profile, "--policy": policy, "--pcap": pcap}
+    if (stack or (StackName.USER if is_python else StackName.KERNEL)) is StackName.USER:
+        _refuse(of_kernel, "is for --stack kernel, and this runs on the user-space stack")
+        run_python.run(module, arguments, link, backup, profile, policy, pcap)
+    else:
+        _refuse(of_user, "is for --stack user, which runs Python programs (a .py file, or -m)")
+        excepted = Exceptions.parse(except_ or (), except_port or (), except_program or ())
+        if is_python:
+            arguments = run_program.python_command(module, arguments)
+        run_program.run(arguments, excepted, verbose=verbose, log=log, strict=strict)
 
 
-def _execute(name: str, argv: list[str], folder: str, program: Callable[[], object]) -> None:
-    """As the interpreter does it: arguments, the search path, and an error that nobody has caught as a traceback."""
-    before = sys.argv, sys.path[:]
-    sys.argv = argv
-    sys.path.insert(0, folder)
-    try:
-        program()
-    except (SystemExit, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # noqa: BLE001 the program's, whatever it is
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename in _OUR_FILES:
-            trace = trace.tb_next
-        traceback.print_exception(type(error), error, trace)
-        raise typer.Exit(1) from None
-    finally:
-        sys.argv, sys.path[:] = before
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    for name, value in options.items():
+        if value:
+            raise ConfigurationError(f"{name} {why}")

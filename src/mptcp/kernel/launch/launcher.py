@@ -32,6 +32,10 @@ _DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _REACHES, _DOES_NOT_REACH, _GO = b"R", b"r", b"g"
 
 
+class NotExecuted(OSError):
+    """The kernel does not execute the program: another processor's, an interpreter that is not there, ..."""
+
+
 def find_program(name: str) -> str:
     """The file that a shell would execute. OSError ENOENT or EACCES as the shell's 127 and 126."""
     if not name:
@@ -80,18 +84,23 @@ def mptcp_support() -> Support:
 
 
 def execute(path: str, arguments: Sequence[str]) -> NoReturn:
-    """Becomes the program. OSError if it cannot be executed."""
+    """Becomes the program; NotExecuted if the kernel refuses."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     # The interpreter ignores these; a program that is started by a shell does not.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execv(path, list(arguments))
+        try:
+            os.execv(path, list(arguments))
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+        os.execv(
+            "/bin/sh", ["/bin/sh", path, *arguments[1:]]
+        )  # a script that does not say by what: POSIX has sh run it
     except OSError as error:
-        if error.errno != errno.ENOEXEC:
-            raise
-    os.execv("/bin/sh", ["/bin/sh", path, *arguments[1:]])  # a script that does not say by what: POSIX has sh run it
+        raise NotExecuted(error.errno, error.strerror) from None
 
 
 def launch(
@@ -100,7 +109,7 @@ def launch(
     """Becomes the program, whose TCP sockets are MPTCP from now on. ``log``: a file for what ``verbose`` shows.
 
     NotSupportedError where ``excepted`` has addresses and the system lets nobody look into other processes; OSError if a
-    file cannot be opened, a supervisor listens already (EBUSY), or the program cannot be executed.
+    file cannot be opened, a supervisor listens already (EBUSY); NotExecuted.
     """
     architecture = bpf.own_architecture()
     watched = tuple(options.refused_options())
