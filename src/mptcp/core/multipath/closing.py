@@ -149,6 +149,27 @@ def handle_answer(connection: Connection, subflow: Subflow, now: int) -> None:
         connection.data_sender.retries = 0  # the peer is there
 
 
+def abort(connection: Connection, now: int) -> None:
+    """Ends the connection at once: MP_FASTCLOSE (RFC 8684 §3.5), or RST after fallback."""
+    subflows = connection.open_subflows()
+    by_reset = connection.config.fastclose_by_reset and connection.version > 0  # RFC 6824 has the ACK alone
+    if connection.plain is None and connection.remote_key and not by_reset and subflows:
+        # RFC 8684 §3.5, option A: "an ACK containing the MP_FASTCLOSE option on one subflow ... On all the other
+        # subflows, Host A sends a regular TCP RST"
+        chosen = connection.signalling_subflow() or subflows[0]
+        connection.fast_close = 1
+        connection.last_progress_us = now
+        chosen.signal(MpFastclose(connection.remote_key))
+        for subflow in subflows:
+            if subflow is not chosen:
+                subflow.tcp.abort(now)
+        connection.state = ConnectionState.CLOSING
+        connection.touch()
+        return
+    connection.reset_all(now, MpFastclose(connection.remote_key) if connection.remote_key else None)
+    connection.end(None, now)
+
+
 def _handle_fastclose_timeout(connection: Connection, now: int) -> None:
     # RFC 8684 §3.5: "If Host A does not receive a TCP RST in reply to its MP_FASTCLOSE after one retransmission
     # timeout (RTO) ... it SHOULD retransmit the MP_FASTCLOSE ... SHOULD send a TCP RST with the MP_FASTCLOSE option

@@ -6,16 +6,25 @@ import errno
 from collections.abc import Iterable
 
 from mptcp.core.counters import Counters
-from mptcp.core.multipath import closing, inspection, joining, keys, racing, redundancy, strategy, transmission
+from mptcp.core.multipath import (
+    closing,
+    inspection,
+    joining,
+    keys,
+    racing,
+    redundancy,
+    strategy,
+    subflow_failure,
+    transmission,
+)
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.data_receiver import DataReceiver
 from mptcp.core.multipath.data_sender import DataSender
 from mptcp.core.multipath.environment import Environment
 from mptcp.core.multipath.events import Event, EventKind, EventQueue
-from mptcp.core.multipath.fallback import FallbackReason
+from mptcp.core.multipath.fallback import FallbackReason, follow_plain
 from mptcp.core.multipath.path_management import PathManagement
-from mptcp.core.multipath.role import Role
 from mptcp.core.multipath.subflow import Subflow
 from mptcp.core.schedulers.base import Redundancy
 from mptcp.core.schedulers.lowest_rtt import LowestRtt
@@ -24,15 +33,13 @@ from mptcp.core.tcp.connection import Connection as TcpConnection
 from mptcp.core.units import NEVER
 from mptcp.core.wire.mptcp_options import (
     RST_ADMINISTRATIVELY_PROHIBITED,
-    RST_MPTCP_SPECIFIC,
-    MpFastclose,
     MpPrio,
     MptcpOption,
     MpTcprst,
 )
 from mptcp.core.wire.segment import Segment
-from mptcp.errors import ConnectionTimedOut, ConnectionWasReset, PathError
-from mptcp.info import ConnectionInfo, Endpoint, PathInfo, SubflowInfo
+from mptcp.errors import ConnectionTimedOut, PathError
+from mptcp.info import ConnectionInfo, Endpoint, SubflowInfo
 
 
 class Connection:
@@ -44,50 +51,12 @@ class Connection:
     """
 
     __slots__ = (
-        "_events",
-        "_half_closed",
-        "_next_id",
-        "_shut_read",
-        "_window_check",
-        "armed_us",
-        "asked_us",
-        "checksum",
-        "config",
-        "coupling",
-        "data_receiver",
-        "data_sender",
-        "environment",
-        "error",
-        "fallback",
-        "fast_close",
-        "first_dsn",
-        "initial_id",
-        "is_client",
-        "is_fully_established",
-        "last_progress_us",
-        "local",
-        "local_key",
-        "lonely_since_us",
-        "marked",
-        "opened_us",
-        "owner",
-        "paths",
-        "plain",
-        "race_at",
-        "redundancy",
-        "remote",
-        "remote_denies_join",
-        "remote_idsn",
-        "remote_key",
-        "remote_token",
-        "rival",
-        "scheduler",
-        "state",
-        "subflows_by_id",
-        "token",
-        "user_closed",
-        "version",
-        "was_multipath",
+        "_events", "_shut_read", "_window_check", "armed_us", "asked_us", "checksum", "config", "coupling",
+        "data_receiver", "data_sender", "environment", "error", "fallback", "fast_close", "first_dsn", "half_closed",
+        "initial_id", "is_client", "is_fully_established", "last_progress_us", "local", "local_key",
+        "lonely_since_us", "marked", "next_id", "opened_us", "owner", "paths", "plain", "race_at", "redundancy",
+        "remote", "remote_denies_join", "remote_idsn", "remote_key", "remote_token", "rival", "scheduler", "state",
+        "subflows_by_id", "token", "user_closed", "version", "was_multipath",
     )  # fmt: skip
 
     def __init__(
@@ -116,7 +85,7 @@ class Connection:
         self.is_fully_established = False
         self.initial_id = 1
         self.subflows_by_id: dict[int, Subflow] = {}
-        self._next_id = 1
+        self.next_id = 1
         self.plain: TcpConnection | None = None
         self.data_receiver = DataReceiver(config.tcp.receive_buffer_bytes, config.tcp.receive_buffer_max_bytes)
         self.first_dsn = 0  # of our stream
@@ -133,7 +102,7 @@ class Connection:
         self.user_closed = False
         self._shut_read = False
         self._window_check = False
-        self._half_closed = False  # the peer has closed the only subflow that works, and we still have data for it
+        self.half_closed = False  # the peer has closed the only subflow that works, and we still have data for it
         self.fast_close = 0  # MP_FASTCLOSE (option A) repetitions so far, while waiting for its RST
 
     # --- how connections begin ------------------------------------------------------------------------------------------
@@ -154,47 +123,6 @@ class Connection:
         self.remote_token = keys.token_of(key, self.version)
         self.remote_idsn = keys.idsn_of(key, self.version)
         self.data_receiver.start(self.remote_idsn + 1)
-
-    def new_subflow(
-        self, role: Role, local: Endpoint, remote: Endpoint, now: int, *, multipath: bool = True, backup: bool = False,
-        interface: int = -1, segments: tuple[bytes, ...] = (),
-    ) -> Subflow:  # fmt: skip
-        environment = self.environment
-        route = environment.route(local.address, interface)
-        if route is None:
-            raise PathError(f"{local.host} is not a usable address of this host", errno.EADDRNOTAVAIL)
-        initial = role in (Role.CAPABLE_CLIENT, Role.CAPABLE_SERVER)
-        subflow = Subflow(
-            self, self._new_id(), role, 0 if initial else self.paths.local_id(local.address),
-            0 if initial else self.paths.remote_id(remote),
-        )  # fmt: skip
-        subflow.local_backup = backup
-        subflow.interface = route.interface
-        subflow.pinned = interface >= 0
-        subflow.segments = segments
-        # RFC 8754 §2: eight octets, and sixteen for each segment and the final destination
-        extra = 8 + 16 * len({*segments, remote.address}) if segments else 0
-        subflow.tcp = TcpConnection(
-            strategy.tcp_config(self), local, remote, environment.entropy, environment.counters, mtu=route.mtu,
-            gso_max_bytes=max(0, route.gso_max_bytes - extra), extension=subflow if multipath else None,
-            isn=environment.new_isn(local, remote, now), extra_header_bytes=extra,
-        )  # fmt: skip
-        subflow.path = PathInfo(subflow.id, local, remote)
-        subflow.path.backup = backup
-        self.subflows_by_id[subflow.id] = subflow
-        environment.register(subflow)
-        if role is not Role.JOIN_SERVER:
-            self.lonely_since_us = NEVER  # a join of the peer has yet to prove itself
-        return subflow
-
-    def _new_id(self) -> int:
-        """Counts up, past numbers whose low eight bits another subflow has: the draft's structures have room for those."""
-        number = self._next_id
-        taken = {other & 0xFF for other in self.subflows_by_id}
-        while len(taken) < 255 and (not number & 0xFF or number & 0xFF in taken):
-            number += 1
-        self._next_id = number + 1
-        return number
 
     # --- getters ---------------------------------------------------------------------------------------------------------
     @property
@@ -275,7 +203,7 @@ class Connection:
     @property
     def never_branched(self) -> bool:
         """There has never been another subflow: no octets have been given to two, or come over another one."""
-        return self._next_id == 2
+        return self.next_id == 2
 
     def signalling_subflow(self) -> Subflow | None:
         """Where signals that concern the connection go: the usable subflow with the lowest RTT."""
@@ -359,23 +287,7 @@ class Connection:
         if self.state is ConnectionState.CLOSED:
             self.touch()
             return
-        subflows = self.open_subflows()
-        by_reset = self.config.fastclose_by_reset and self.version > 0  # RFC 6824 has the ACK alone
-        if self.plain is None and self.remote_key and not by_reset and subflows:
-            # RFC 8684 §3.5, option A: "an ACK containing the MP_FASTCLOSE option on one subflow ... On all the other
-            # subflows, Host A sends a regular TCP RST"
-            chosen = self.signalling_subflow() or subflows[0]
-            self.fast_close = 1
-            self.last_progress_us = now
-            chosen.signal(MpFastclose(self.remote_key))
-            for subflow in subflows:
-                if subflow is not chosen:
-                    subflow.tcp.abort(now)
-            self.state = ConnectionState.CLOSING
-            self.touch()
-            return
-        self.reset_all(now, MpFastclose(self.remote_key) if self.remote_key else None)
-        self.end(None, now)
+        closing.abort(self, now)
 
     def repeat_data_fin(self) -> None:
         transmission.send_data_fin(self)
@@ -396,7 +308,7 @@ class Connection:
 
     def close_subflow(self, subflow_id: int, now: int, reset: bool = False) -> None:
         subflow = self._subflow(subflow_id)
-        if self._is_needed(subflow):
+        if subflow_failure.is_needed(self, subflow):
             raise PathError("it is the only subflow that works, and not everything is acknowledged yet")
         if reset:
             self.break_subflow(subflow, MpTcprst(RST_ADMINISTRATIVELY_PROHIBITED))
@@ -405,16 +317,6 @@ class Connection:
         subflow.close_reason = subflow.close_reason or "local"
         subflow.tcp.close(now)  # not shutdown_write: a peer whose FIN never comes does not keep it for ever
         self.touch()
-
-    def _is_needed(self, subflow: Subflow) -> bool:
-        # RFC 8684 §3.3.3: "a host MUST NOT close all functioning subflows unless it is safe to do so, i.e., until all
-        # outstanding data has been DATA_ACKed or until the segment with the DATA_FIN flag set is the only outstanding
-        # segment."
-        return (
-            subflow.is_usable
-            and self.data_sender.buffered_bytes > 0
-            and not any(s is not subflow and s.is_usable and not s.stale for s in self.subflows_by_id.values())
-        )
 
     def set_backup(self, subflow_id: int, backup: bool, now: int) -> None:
         """Asks the peer to use a subflow as backup (MP_PRIO, RFC 8684 §3.3.8), and does so itself."""
@@ -469,14 +371,11 @@ class Connection:
 
     def forget_rival(self) -> None:
         """The race is over, and was as if it had never been: there is one subflow, the first."""
-        self._next_id = 2
+        self.next_id = 2
 
     # --- called by subflows -------------------------------------------------------------------------------------------------
     def note_learned(self) -> None:
         self.fallback = FallbackReason.LEARNED
-
-    def mark(self, subflow: Subflow) -> None:
-        self.touch()
 
     def touch(self) -> None:
         if not self.marked:
@@ -517,9 +416,9 @@ class Connection:
         self.lonely_since_us = NEVER
         self.event(EventKind.SUBFLOW_ESTABLISHED, now, subflow=subflow)
         self.paths.subflow_active(subflow, now)
-        self.relieve_failing(now)
-        if self._half_closed:
-            self._finish_half_closed(now)
+        subflow_failure.relieve(self, now)
+        if self.half_closed:
+            subflow_failure.finish_half_closed(self, now)
         self.touch()
 
     def handle_data_ack(self, subflow: Subflow, data_ack: int, window: int, now: int) -> None:
@@ -530,108 +429,11 @@ class Connection:
             return
         if acked:
             self.last_progress_us = now
-            if self._half_closed and not sender.buffered_bytes:
-                self._finish_half_closed(now)
+            if self.half_closed and not sender.buffered_bytes:
+                subflow_failure.finish_half_closed(self, now)
         if self.asked_us != NEVER:
             closing.handle_answer(self, subflow, now)
         sender.handle_window(data_ack + window)
-
-    def handle_data_fin(self, fin_dsn: int, now: int) -> bool:
-        return self.data_receiver.handle_fin(fin_dsn)
-
-    def handle_subflow_timeout(self, subflow: Subflow, now: int) -> None:
-        """An RTO: what the subflow carries is given to others, and it gets nothing new until it answers."""
-        self.paths.subflow_failing(subflow, now)
-        others = frozenset(
-            s.id for s in self.subflows_by_id.values() if s is not subflow and s.is_usable and not s.stale
-        )
-        if not others:
-            return
-        subflow.stale = True
-        # RFC 8684 §3.3.6: "the sender will typically resend the data on other working subflows after a timeout and will
-        # keep trying to retransmit the data on the failed subflow too"
-        count = self.data_sender.reinject_carried_by(subflow.id, others)
-        subflow.bytes_reinjected += count
-        self.touch()
-
-    def relieve_failing(self, now: int) -> None:
-        """A subflow works, for the first time or again: it takes over from those that have timed out without anybody
-        to give their octets to."""
-        for subflow in self.subflows_by_id.values():
-            if subflow.stale or subflow.tcp.sender.consecutive_timeouts:
-                self.handle_subflow_timeout(subflow, now)
-
-    def subflow_finished(self, subflow: Subflow, now: int) -> None:
-        """The peer's FIN on one subflow: it sends nothing more there, and neither do we."""
-        # RFC 8684 §3.3.3: "a standard TCP FIN on an individual subflow only shuts down the subflow on which it was sent"
-        if self._is_needed(subflow):
-            # Our FIN would tell a peer that has fallen back that this was all. It can still take what it lacks.
-            self._half_closed = True
-            return
-        subflow.closing = True
-        subflow.close_reason = subflow.close_reason or "peer"
-        subflow.tcp.close(now)
-
-    def _finish_half_closed(self, now: int) -> None:
-        self._half_closed = False
-        for subflow in list(self.subflows_by_id.values()):
-            if subflow.tcp.fin_received and not subflow.closing:
-                self.subflow_finished(subflow, now)
-
-    def subflow_closed(self, subflow: Subflow, error: Exception | None, now: int) -> None:
-        """A subflow is over (perhaps in TIME-WAIT): what it had in flight goes elsewhere."""
-        self.touch()
-        subflow.tcp.sender.congestion.on_close()
-        if self.plain is not None:
-            return
-        if self.rival is not None and not self.rival.tcp.is_over:
-            return  # ``racing.settle`` says what becomes of the connection
-        if self.state is ConnectionState.CONNECTING and not subflow.is_join:
-            self.end(error or ConnectionWasReset("the connection was reset"), now)
-            return
-        subflow.closing = True
-        subflow.stale = False
-        if not subflow.close_reason:
-            subflow.close_reason = "timeout" if isinstance(error, ConnectionTimedOut) else "closed"
-        self.event(EventKind.SUBFLOW_CLOSED, now, subflow=subflow, reason=subflow.close_reason)
-        if self.config.fate_sharing and subflow.id == self.initial_id and not self._is_ended_well():
-            # RFC 6897 §4.2.2: "the MPTCP stack MAY close the whole MPTCP connection if the first subflow is closed"
-            self.reset_all(now, MpFastclose(self.remote_key))
-            self.end(
-                error or ConnectionWasReset("the first subflow has ended, and the connection shares its fate"), now
-            )
-            return
-        alive = frozenset(s.id for s in self.open_subflows() if s is not subflow and not s.is_half_open)
-        # A copy on a subflow that does not answer is not worth much, unless there is no other subflow.
-        working = frozenset(i for i in alive if not self.subflows_by_id[i].stale)
-        subflow.bytes_reinjected += self.data_sender.reinject_carried_by(subflow.id, working or alive)
-        self.data_sender.drop_carrier(
-            subflow.id, {i: s.tcp.sender.end - s.tcp.iss for i, s in self.subflows_by_id.items() if i in alive}
-        )
-        if self.state is ConnectionState.CLOSED:
-            return
-        if self.fast_close and not alive:
-            self.end(None, now)
-            return
-        if not alive:
-            if self._is_ended_well():
-                self.end(None, now)
-                return
-            if self.lonely_since_us == NEVER:
-                self.lonely_since_us = now
-            # RFC 8684 §3.2: "If the token is unknown ... containing an MP_TCPRST option (Section 3.6) with an "MPTCP
-            # specific error" reason code." A RST without it says only that nobody listens on that port just now, or comes
-            # from a box on the way: such a path may come back, and §3.3.3 has the connection wait for it.
-            unknown = subflow.close_reason == f"reset-{RST_MPTCP_SPECIFIC}"
-            if unknown and subflow.is_join and subflow.pending and self.is_alone(subflow):
-                # The peer does not know the connection any more: waiting for a path would be in vain.
-                self.end(ConnectionWasReset("the peer no longer knows this connection"), now)
-                return
-        self.paths.subflow_closed(subflow, now)
-
-    def _is_ended_well(self) -> bool:
-        """Both streams have ended, and both sides know."""
-        return self.state is ConnectionState.CLOSED or (self.data_sender.fin_acked and self.data_receiver.fin_received)
 
     def break_subflow(self, subflow: Subflow, option: MptcpOption | None) -> None:
         """Resets one subflow; the connection goes on without it."""
@@ -641,17 +443,6 @@ class Connection:
         subflow.tcp.abort(self.environment.now)
         self.touch()
 
-    def become_plain(self, subflow: Subflow, parting: tuple[MptcpOption, ...] = ()) -> None:
-        self.plain = subflow.tcp
-        subflow.pending = False
-        subflow.join_deadline = NEVER
-        subflow.tcp.become_plain(self.data_receiver, parting)
-        if self.token:
-            self.environment.release_token(self.token)
-            self.token = 0
-        self.paths.forget()
-        self.touch()
-
     # --- time ---------------------------------------------------------------------------------------------------------------
     def poll_deadline(self) -> int:
         result = NEVER
@@ -659,8 +450,8 @@ class Connection:
             deadline = subflow.tcp.poll_deadline()
             if deadline < result:
                 result = deadline
-            if subflow.join_deadline < result:
-                result = subflow.join_deadline
+            if subflow.deadline < result:
+                result = subflow.deadline
         if self.race_at < result:
             result = self.race_at
         if self.plain is None and self.state is not ConnectionState.CLOSED:
@@ -681,8 +472,8 @@ class Connection:
         for subflow in list(self.subflows_by_id.values()):
             if subflow.tcp.poll_deadline() <= now:
                 subflow.tcp.handle_timeout(now)
-            if subflow.join_deadline <= now:
-                subflow.handle_join_deadline(now)
+            if subflow.deadline <= now:
+                subflow.handle_deadline(now)
         if self.race_at <= now:
             racing.start(self, now)
         if self.plain is None and self.state is not ConnectionState.CLOSED:
@@ -735,7 +526,7 @@ class Connection:
                 if subflow.tcp.is_closed:
                     self.drop(subflow)
         if self.plain is not None:
-            self._follow_plain(now)
+            follow_plain(self, now)
         return out
 
     def push_copies(self, now: int) -> None:
@@ -765,16 +556,6 @@ class Connection:
             self.token = 0
         self.event(EventKind.CLOSED, now, reason=str(error) if error else "")
         self.touch()
-
-    def _follow_plain(self, now: int) -> None:
-        """Regular TCP keeps the state itself; this translates it."""
-        tcp = self.plain
-        assert tcp is not None
-        if self.state is ConnectionState.CONNECTING and tcp.is_established:
-            self.state = ConnectionState.ESTABLISHED
-            self.event(EventKind.ESTABLISHED, now)
-        if tcp.is_over and self.state is not ConnectionState.CLOSED:
-            self.end(tcp.error, now)
 
     def drop(self, subflow: Subflow) -> None:
         """TCP has nothing more to do: its addresses and ports are free."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from mptcp.core.multipath import unmapped
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.events import EventKind
 from mptcp.core.multipath.mapping import Mapping
 from mptcp.core.tcp.extension import Verdict
-from mptcp.core.units import SECOND
+from mptcp.core.units import NEVER, SECOND
 from mptcp.core.wire.mptcp_options import Dss, MpFail, MptcpOption
 from mptcp.core.wire.sequence import unwrap32
 
@@ -97,21 +98,44 @@ def fall_back(
         # RFC 8684 §3.7: "The sender will send one final Data Sequence Mapping, with the Data-Level Length value of 0
         # indicating an infinite mapping"
         parting.append(infinite_mapping(connection, subflow))
-    connection.become_plain(subflow, tuple(parting))
+    become_plain(connection, subflow, tuple(parting))
     assert connection.plain is not None
     for view in sender.stream.take(sender.stream.length):
         connection.plain.sender.adopt(view)
     if sender.fin_dsn >= 0:
         connection.plain.shutdown_write(now)
     sender.forget()
-    for piece_start, piece in subflow.unmapped or ():
-        del piece_start
+    for _, piece in unmapped.take(subflow):
         connection.data_receiver.buffer.append(piece)
-    subflow.unmapped = None
     if connection.state is ConnectionState.CONNECTING and subflow.tcp.is_established:
         connection.state = ConnectionState.ESTABLISHED
     if connection.was_multipath:
         connection.event(EventKind.FELL_BACK, now, subflow=subflow, reason=reason.value)
+
+
+def become_plain(connection: Connection, subflow: Subflow, parting: tuple[MptcpOption, ...] = ()) -> None:
+    """``subflow`` is regular TCP from here on, and all there is. ``parting``: options that still have to be said."""
+    connection.plain = subflow.tcp
+    subflow.pending = False
+    subflow.signals = None
+    subflow.join_deadline = subflow.deadline = NEVER
+    subflow.tcp.become_plain(connection.data_receiver, parting)
+    if connection.token:
+        connection.environment.release_token(connection.token)
+        connection.token = 0
+    connection.paths.forget()
+    connection.touch()
+
+
+def follow_plain(connection: Connection, now: int) -> None:
+    """Regular TCP keeps the state itself; this translates it."""
+    tcp = connection.plain
+    assert tcp is not None
+    if connection.state is ConnectionState.CONNECTING and tcp.is_established:
+        connection.state = ConnectionState.ESTABLISHED
+        connection.event(EventKind.ESTABLISHED, now)
+    if tcp.is_over and connection.state is not ConnectionState.CLOSED:
+        connection.end(tcp.error, now)
 
 
 def flush_held(connection: Connection, subflow: Subflow) -> None:
@@ -131,9 +155,8 @@ def take_infinite_mapping(connection: Connection, subflow: Subflow, dsn: int, ss
     position = subflow.tcp.receiver.nxt - subflow.tcp.irs
     ssn = unwrap32(ssn, position)
     flush_held(connection, subflow)
-    for start, piece in subflow.unmapped or ():
+    for start, piece in unmapped.take(subflow):
         receiver.handle_data(dsn + start - ssn, piece)
-    subflow.unmapped = None
     return receiver.nxt == dsn + position - ssn and not (receiver.reorder is not None and len(receiver.reorder))
 
 

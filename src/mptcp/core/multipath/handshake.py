@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from mptcp.core.multipath import keys
 from mptcp.core.multipath.fallback import FallbackReason, fall_back
-from mptcp.core.multipath.joining import is_full
 from mptcp.core.multipath.role import Role
 from mptcp.core.tcp.extension import Verdict
 from mptcp.core.wire.mptcp_options import (
@@ -25,6 +24,7 @@ from mptcp.core.wire.mptcp_options import (
 from mptcp.core.wire.segment import ACK, RST, Segment
 
 if TYPE_CHECKING:
+    from mptcp.core.multipath.connection import Connection
     from mptcp.core.multipath.subflow import Subflow
 
 
@@ -103,6 +103,15 @@ def complete(subflow: Subflow, segment: Segment, now: int) -> Verdict:
             subflow.connection.counters.bump("join_without_option")
             return subflow.refuse(RST_MPTCP_SPECIFIC)
     return Verdict.ACCEPT
+
+
+def is_full(connection: Connection) -> bool:
+    """Whether as many subflows work, or are being opened by us, as the connection may have."""
+    if sum(not s.is_half_open for s in connection.open_subflows()) < connection.config.max_subflows:
+        return False
+    # RFC 8684 §3.2: "the host wants to refuse subflow establishment (for example, due to a limit ...)"
+    connection.counters.bump("join_limit")
+    return True
 
 
 def _handle_third_ack(subflow: Subflow, segment: Segment, now: int) -> Verdict:

@@ -6,6 +6,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from mptcp.core.multipath import local_addresses
+from mptcp.core.multipath.creation import create_subflow
+from mptcp.core.multipath.handshake import is_full
 from mptcp.core.multipath.role import Role
 from mptcp.core.multipath.special_addresses import is_special
 from mptcp.core.wire.mptcp_options import (
@@ -77,22 +79,13 @@ def open_subflow(
     if local.port and connection.environment.new_port(local.address, remote, local.port) != local.port:
         raise PathError(f"{local} is connected to {remote} already", errno.EADDRINUSE)
     local = Endpoint(local.address, port)
-    subflow = connection.new_subflow(
-        Role.JOIN_CLIENT, local, remote, now, backup=backup, interface=interface, segments=segments
+    subflow = create_subflow(
+        connection, Role.JOIN_CLIENT, local, remote, now, backup=backup, interface=interface, segments=segments
     )
     subflow.local_nonce = connection.environment.entropy.bits(32)
     subflow.tcp.open(now)
     connection.touch()
     return subflow.id
-
-
-def is_full(connection: Connection) -> bool:
-    """Whether as many subflows work, or are being opened by us, as the connection may have."""
-    if sum(not s.is_half_open for s in connection.open_subflows()) < connection.config.max_subflows:
-        return False
-    # RFC 8684 §3.2: "the host wants to refuse subflow establishment (for example, due to a limit ...)"
-    connection.counters.bump("join_limit")
-    return True
 
 
 def accept_join(
@@ -121,7 +114,7 @@ def accept_join(
         # 5-tuples." The oldest makes room, without a word to an address that may never have asked.
         connection.counters.bump("join_recycled")
         half_open[0].tcp.end(None, now)
-    subflow = connection.new_subflow(Role.JOIN_SERVER, local, remote, now, backup=join.backup)
+    subflow = create_subflow(connection, Role.JOIN_SERVER, local, remote, now, backup=join.backup)
     subflow.local_backup = False
     subflow.remote_id = join.address_id
     subflow.remote_nonce = join.nonce

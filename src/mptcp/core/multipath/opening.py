@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.connection import Connection
+from mptcp.core.multipath.creation import create_subflow
 from mptcp.core.multipath.environment import Environment
-from mptcp.core.multipath.fallback import FallbackReason
+from mptcp.core.multipath.fallback import FallbackReason, become_plain
 from mptcp.core.multipath.role import Role
 from mptcp.core.wire.mptcp_options import (
     FLAG_CHECKSUM,
@@ -27,10 +28,10 @@ def connect(
     role = Role.CAPABLE_CLIENT
     if config.multipath:
         connection.take_key()
-    subflow = connection.new_subflow(role, local, remote, now, multipath=config.multipath)
+    subflow = create_subflow(connection, role, local, remote, now, multipath=config.multipath)
     if not config.multipath:
         connection.fallback = FallbackReason.DISABLED
-        connection.become_plain(subflow)
+        become_plain(connection, subflow)
     subflow.tcp.open(now)
     connection.touch()
     return connection
@@ -61,9 +62,9 @@ def accept(
     else:
         connection.fallback = reason
     multipath = reason is FallbackReason.NONE
-    subflow = connection.new_subflow(Role.CAPABLE_SERVER, local, remote, now, multipath=multipath)
+    subflow = create_subflow(connection, Role.CAPABLE_SERVER, local, remote, now, multipath=multipath)
     if not multipath:
-        connection.become_plain(subflow)
+        become_plain(connection, subflow)
     subflow.tcp.accept_syn(syn, now)
     connection.touch()
     return connection

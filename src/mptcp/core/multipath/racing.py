@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mptcp.core.multipath.connection_state import ConnectionState
-from mptcp.core.multipath.fallback import FallbackReason
+from mptcp.core.multipath.creation import create_subflow
+from mptcp.core.multipath.fallback import FallbackReason, become_plain
 from mptcp.core.multipath.role import Role
 from mptcp.core.units import MILLISECOND, NEVER
 from mptcp.info import Endpoint
@@ -38,7 +39,7 @@ def start(connection: Connection, now: int) -> None:
     if not port or environment.route(connection.local.address) is None:
         return
     local = Endpoint(connection.local.address, port)
-    rival = connection.new_subflow(Role.CAPABLE_CLIENT, local, connection.remote, now, multipath=False)
+    rival = create_subflow(connection, Role.CAPABLE_CLIENT, local, connection.remote, now, multipath=False)
     rival.tcp.open(now)
     connection.rival = rival
     environment.races.append(connection)
@@ -64,7 +65,7 @@ def settle(connection: Connection, now: int) -> None:
         connection.counters.bump("fallback_lost_race")
         connection.local = rival.tcp.local
         connection.initial_id = rival.id
-        connection.become_plain(rival)
+        become_plain(connection, rival)
         for other in others:
             other.tcp.abort(now)
         if connection.data_sender.fin_dsn >= 0:

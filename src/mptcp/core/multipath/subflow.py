@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mptcp.core.multipath import handshake, keys
-from mptcp.core.multipath.closing import delivered_by, handle_fastclose
-from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back, handle_fail, take_infinite_mapping
+from mptcp.core.multipath import handshake, keys, option_arrival, subflow_failure, unmapped
+from mptcp.core.multipath.closing import handle_fastclose
+from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back
 from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
 from mptcp.core.multipath.role import Role
+from mptcp.core.multipath.signals import Signals
 from mptcp.core.tcp.extension import Extension, Verdict
-from mptcp.core.units import MILLISECOND, NEVER, SECOND
+from mptcp.core.units import NEVER
 from mptcp.core.wire.mptcp_options import (
     FLAG_CHECKSUM,
     FLAG_DENY_JOIN_INITIAL,
     FLAG_HMAC_SHA256,
-    RST_MIDDLEBOX_INTERFERENCE,
     RST_MPTCP_SPECIFIC,
-    AddAddr,
     Dss,
     MpCapable,
     MpFail,
@@ -25,51 +24,35 @@ from mptcp.core.wire.mptcp_options import (
     MpJoinAck,
     MpJoinSyn,
     MpJoinSynAck,
-    MpPrio,
     MptcpOption,
     MpTcprst,
-    RemoveAddr,
 )
-from mptcp.core.wire.mptcp_options import padded_length as options_length
-from mptcp.core.wire.segment import FIN, RST, Segment
-from mptcp.core.wire.sequence import MASK64, unwrap32, unwrap64
+from mptcp.core.wire.segment import Segment
+from mptcp.core.wire.sequence import MASK64
 from mptcp.info import PathInfo, SubflowState
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
+    from mptcp.core.multipath.unmapped import Unmapped
     from mptcp.core.tcp.connection import Connection as TcpConnection
     from mptcp.core.tcp.record import Record
 
 #: DSS with two 8-octet numbers, subflow number, length, checksum: the most that data carries (28 octets).
 DATA_OVERHEAD = 28
 
-#: Signalling options waiting for a pure ACK of one subflow.
-MAX_SIGNALS = 32
-#: RFC 8684 §3: "an MPTCP implementation SHOULD NOT send more than two duplicate ACKs in a row for the purposes of sending
-#: MPTCP options alone": then there is a pause of a round trip, of this at least.
-MAX_SIGNAL_BURST = 2
-SIGNAL_PAUSE_MIN_US = 10 * MILLISECOND
-
-#: So many acknowledgements of data in a row without any MPTCP option are no accident.
-MAX_OPTIONS_LOST = 8
-
-#: Octets without a mapping that are held in the hope of one (RFC 8684 §3.3.1: "for a short while").
-MAX_UNMAPPED = 256 * 1024
-#: The pieces in which they may come, and for how long a mapping is waited for.
-MAX_UNMAPPED_PIECES = 1024
-UNMAPPED_PATIENCE_US = SECOND
+#: How often our HMAC is sent again when no fourth packet answers it.
+MAX_JOIN_TRIES = 6
 
 
 class Subflow(Extension):
     """Created and owned by a ``Connection``; the host finds it by addresses and ports."""
 
     __slots__ = (
-        "_mapping", "bytes_copied", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "dss_seen", "emission",
-        "fin_signal",
-        "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup", "local_id", "local_nonce", "lost_seen", "mappings",
-        "options_lost", "overrides", "path", "pending", "pinned", "proved_us", "remote_id", "remote_nonce", "reset_reason", "role",
-        "segments", "signal_burst", "signals", "stale",
-        "tcp", "unmapped", "unmapped_bytes", "unmapped_since", "without_capable",
+        "bytes_copied", "bytes_reinjected", "close_reason", "closing", "confirmed", "connection", "deadline", "dss_seen",
+        "emission", "fin_signal", "id", "interface", "join_deadline", "join_tries", "key_repeated", "local_backup",
+        "local_id", "local_nonce", "lost_seen", "mapping", "mappings", "options_lost", "overrides", "path", "pending",
+        "pinned", "proved_us", "remote_id", "remote_nonce", "reset_reason", "role", "segments", "signals", "stale",
+        "tcp", "unmapped", "without_capable",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, subflow_id: int, role: Role, local_id: int, remote_id: int) -> None:
@@ -95,17 +78,16 @@ class Subflow(Extension):
         self.without_capable = False  # the last SYN went without MP_CAPABLE
         self.close_reason = ""
         self.reset_reason: MptcpOption | None = None
-        self.signals: list[MptcpOption] | None = None
-        self.signal_burst = 0  # of them have gone since the last pause
+        self.signals: Signals | None = None
         self.fin_signal = False  # the next ACK carries the DATA_FIN
         self.key_repeated = False  # the last ACK repeated our key, this one may carry something else
-        self.join_deadline = NEVER
+        self.deadline = NEVER  # the next of: ``join_deadline``, a pause of ``signals``, the patience with ``unmapped``
+        self.join_deadline = NEVER  # when the third packet of MP_JOIN is sent again
         self.join_tries = 0
         self.proved_us = NEVER  # when our HMAC went out last, in the third packet of MP_JOIN
         self.mappings = ReceivedMappings()
-        self._mapping: Mapping | None = None  # the one that covers the next octet, most likely
-        self.unmapped: list[tuple[int, memoryview]] | None = None
-        self.unmapped_bytes = self.unmapped_since = 0
+        self.mapping: Mapping | None = None  # the one that covers the next octet, most likely
+        self.unmapped: Unmapped | None = None
         self.bytes_reinjected = 0
         self.bytes_copied = 0  # sent here although another subflow carries them, too
         self.lost_seen = (0, 0)  # octets lost and retransmissions, when ``redundancy`` looked last
@@ -168,7 +150,7 @@ class Subflow(Extension):
                 # RFC 8684 §3.1: "If A does not immediately have data to send, it MUST include the MP_CAPABLE on the
                 # first ACK" and it is repeated until the peer has shown that it knows our key. A DATA_FIN or a signal
                 # has no room beside it and follows in an ACK of its own.
-                if self.fin_signal or self.signals:
+                if self.fin_signal or (self.signals is not None and self.signals.waiting):
                     self.key_repeated = True
                     self.tcp.send_ack()
                 return (
@@ -179,8 +161,8 @@ class Subflow(Extension):
                 self.proved_us = connection.environment.now
                 return (MpJoinAck(self.own_hmac()[:20]),)
         receiver = connection.data_receiver
-        if self.signals and self.signals[0] is not None:
-            return self._signal_options(room)
+        if self.signals is not None and self.signals.waiting:
+            return self.signals.options(self, room)
         if self.fin_signal:
             self.fin_signal = False
             dsn = connection.data_sender.fin_dsn
@@ -191,34 +173,7 @@ class Subflow(Extension):
 
     @property
     def claims_whole_ack(self) -> bool:
-        # An ADD_ADDR with IPv6 address, port and HMAC takes 32 octets; with timestamps there are 28. It goes on a pure
-        # ACK without timestamps, which RFC 7323 §3.2 lets a receiver drop; repetition until the echo is what there is.
-        signals = self.signals
-        return signals is not None and self.confirmed and options_length(signals[0]) > 28
-
-    def _signal_options(self, room: int) -> tuple[MptcpOption, ...]:
-        assert self.signals
-        option = self.signals[0]
-        receiver = self.connection.data_receiver
-        if self.signal_burst >= MAX_SIGNAL_BURST:
-            return (Dss(*receiver.data_ack),)
-        size = options_length(option)
-        if size > room:
-            # Beside data there is less room: a pure ACK of its own takes it.
-            self.tcp.send_ack()
-            return (Dss(*receiver.data_ack),) if room >= 12 else ()
-        self.signals.pop(0)
-        fits = room - size >= 12
-        self.signal_burst += 1
-        if not self.pending:
-            pause = max(self.tcp.sender.rtt.srtt_us, SIGNAL_PAUSE_MIN_US)
-            self.join_deadline = min(self.join_deadline, self.connection.environment.now + pause)
-        if self.signals or not fits:
-            # Also for the DATA_ACK that finds no room beside a long ADD_ADDR: the peer's data waits for it.
-            self.tcp.send_ack()
-        if not self.signals:
-            self.signals = None
-        return (option, Dss(*receiver.data_ack)) if fits else (option,)
+        return self.signals is not None and self.confirmed and self.signals.claims_whole_ack
 
     def data_options(self, record: Record, room: int) -> tuple[MptcpOption, ...]:
         mapping = record.mapping
@@ -271,12 +226,13 @@ class Subflow(Extension):
     def signal(self, option: MptcpOption) -> None:
         """Sends ``option`` on a pure ACK of this subflow."""
         if self.signals is None:
-            self.signals = []
-        if len(self.signals) < MAX_SIGNALS and option not in self.signals:
-            self.signals.append(option)
-            if self.signal_burst < MAX_SIGNAL_BURST:
-                self.tcp.send_ack()
-            self.connection.mark(self)
+            self.signals = Signals()
+        self.signals.add(self, option)
+
+    def send_held_signals(self) -> None:
+        """What ``signal`` was given while acknowledgements still had to carry the handshake's option."""
+        if self.signals is not None and self.signals.waiting:
+            self.tcp.send_ack()
 
     def _capable_flags(self) -> int:
         connection = self.connection
@@ -315,15 +271,15 @@ class Subflow(Extension):
             if verdict is not Verdict.ACCEPT or connection.is_plain or self.role is Role.JOIN_SERVER:
                 return verdict
         if not options:
-            return self._handle_missing_options(segment, now)
+            return option_arrival.handle_missing(self, segment, now)
         for option in options:
             if type(option) is Dss:
                 self.options_lost = 0
-                verdict = self._handle_dss(option, segment, now)
+                verdict = option_arrival.handle_dss(self, option, segment, now)
                 if verdict is not Verdict.ACCEPT:
                     return verdict
             else:
-                verdict = self._handle_rare(option, segment, now)
+                verdict = option_arrival.handle_signal(self, option, segment, now)
                 if verdict is not Verdict.ACCEPT:
                     return verdict
             if connection.is_plain:
@@ -333,6 +289,7 @@ class Subflow(Extension):
     def activate(self, now: int) -> None:
         self.pending = False
         self.join_deadline = NEVER
+        self.arm()
         self.connection.subflow_active(self, now)
 
     def refuse(self, reason: int) -> Verdict:
@@ -340,170 +297,21 @@ class Subflow(Extension):
         self.reset_reason = MpTcprst(reason)
         return Verdict.RESET
 
-    def _handle_missing_options(self, segment: Segment, now: int) -> Verdict:
-        """A segment without any MPTCP option: harmless once, the mark of a middlebox when it shows a pattern."""
-        connection = self.connection
-        if segment.flags & (RST | FIN) or self.closing:
-            # The acknowledgement of a FIN is not one of data, and a subflow that ends is nothing to fall back to.
-            return Verdict.ACCEPT
-        acknowledges_data = unwrap32(segment.ack, self.tcp.sender.una) > self.tcp.sender.una
-        if acknowledges_data and not self.dss_seen:
-            # RFC 8684 §3.7: "If, however, an ACK is received for data (not just for the SYN) without a DSS option
-            # containing a Data ACK, the sender determines that the path is not MPTCP capable."
-            if self.is_join:
-                connection.counters.bump("join_options_lost")
-                self.close_reason = "middlebox"
-                self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
-                return Verdict.RESET
-            if connection.is_alone(self) and not self.tcp.fin_received:
-                fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)
-                return Verdict.ACCEPT
-        if segment.length and not self.dss_seen and not self.is_join and connection.is_alone(self):
-            fall_back(connection, self, FallbackReason.NO_MAPPING, now)
-        elif acknowledges_data:
-            # RFC 8684 §3.7: "If a subflow breaks during operation, e.g., if it is rerouted and MPTCP options are no
-            # longer permitted": the sender sees its data acknowledged, but never at the data level.
-            # RFC 8684 §3.3.2: "the Data ACK is present in segments only when the Data ACK value advances, and this
-            # behavior MUST be treated as valid." With several subflows it does not while octets of another are missing.
-            if not connection.is_alone(self) and delivered_by(connection) is not self:
-                return Verdict.ACCEPT
-            self.options_lost += 1
-            if self.options_lost >= MAX_OPTIONS_LOST:
-                connection.counters.bump("options_lost")
-                if connection.never_branched and connection.may_fall_back(self):
-                    fall_back(connection, self, FallbackReason.NO_DATA_ACK, now, infinite=True)
-                    return Verdict.ACCEPT
-                self.close_reason = "middlebox"
-                self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
-                return Verdict.RESET
-        return Verdict.ACCEPT
-
-    def _handle_dss(self, dss: Dss, segment: Segment, now: int) -> Verdict:
-        connection = self.connection
-        if dss.data_ack is not None:
-            sender = connection.data_sender
-            near = sender.una
-            data_ack = unwrap64(dss.data_ack, near) if dss.data_ack_wide else unwrap32(dss.data_ack, near)
-            if not self.confirmed:
-                self._confirm(now)
-            self.dss_seen = True
-            connection.handle_data_ack(self, data_ack, self.tcp.scaled_window(segment), now)
-        if dss.dsn is None:
-            return Verdict.ACCEPT
-        self.dss_seen = True
-        if not self.confirmed:
-            self._confirm(now)
-        near = connection.data_receiver.nxt
-        dsn = unwrap64(dss.dsn, near) if dss.dsn_wide else unwrap32(dss.dsn, near)
-        connection.data_receiver.wide_ack = dss.dsn_wide
-        if dss.length == 0:
-            # RFC 8684 §3.3.1: "setting the Data-Level Length field of the DSS option to the reserved value of 0"
-            if connection.is_alone(self):
-                if take_infinite_mapping(connection, self, dsn, dss.ssn):
-                    fall_back(connection, self, FallbackReason.INFINITE_MAPPING, now)
-                    return Verdict.ACCEPT
-                # Octets before it have lost their mapping on the way, and nobody will send them again.
-                connection.counters.bump("infinite_mapping_gap")
-                self.close_reason = "middlebox"
-                self.reset_reason = MpTcprst(RST_MIDDLEBOX_INTERFERENCE)
-                return Verdict.RESET
-            connection.counters.bump("infinite_mapping_with_subflows")
-            return self._broken(RST_MPTCP_SPECIFIC)
-        if connection.version == 0 and not connection.checksum:
-            # RFC 6824 §3.3: "If a checksum is present, but its use had not been negotiated in the MP_CAPABLE handshake,
-            # the checksum field MUST be ignored."
-            dss.checksum = None
-        if (dss.checksum is None) == connection.checksum:
-            # RFC 8684 §3.3: "If a checksum is present but its use had not been negotiated ..., the receiver MUST close
-            # the subflow with a RST" and "If a checksum is not present when its use has been negotiated" likewise
-            connection.counters.bump("dss_checksum_presence")
-            return self._broken(RST_MPTCP_SPECIFIC)
-        if dss.data_fin:
-            if not connection.handle_data_fin(dsn + dss.length - 1, now):
-                connection.counters.bump("data_fin_contradicts")
-                return Verdict.ACCEPT
-            self.tcp.ack_now()
-            if dss.length == 1:
-                return Verdict.ACCEPT
-        return self._add_mapping(dsn, dss.ssn, dss.length, dss.checksum, dss.data_fin, now)
-
-    def _add_mapping(self, dsn: int, ssn: int, length: int, checksum: int | None, fin: bool, now: int) -> Verdict:
-        ssn = unwrap32(ssn, self.tcp.receiver.nxt - self.tcp.irs)
-        mapping = self._mapping
-        if mapping is not None and mapping.ssn == ssn and mapping.dsn == dsn:
-            return Verdict.ACCEPT
-        mapping = Mapping(dsn, ssn, length, checksum, fin)
-        if mapping.end <= self.tcp.receiver.nxt - self.tcp.irs:
-            return Verdict.ACCEPT  # of data long delivered
-        wrong = self.mappings.add(mapping)
-        if wrong:
-            # RFC 8684 gives no answer to a mapping that changes; the subflow cannot be trusted any more.
-            self.connection.counters.bump(wrong)
-            return self._broken(RST_MPTCP_SPECIFIC)
-        if self.unmapped:
-            held, self.unmapped = self.unmapped, None
-            for start, payload in held:
-                self.handle_data(start, payload, now)
-        return Verdict.ACCEPT
-
-    def _broken(self, reason: int) -> Verdict:
-        self.close_reason = "protocol"
-        self.reset_reason = MpTcprst(reason)
-        return Verdict.RESET
-
-    def _confirm(self, now: int) -> None:
+    def confirm(self, now: int) -> None:
+        """The peer has shown that our options reach it."""
         self.confirmed = True
         self.send_held_signals()
         if not self.is_join:
             self.connection.fully_established(self, now)
 
-    def send_held_signals(self) -> None:
-        """What ``signal`` was given while acknowledgements still had to carry the handshake's option."""
-        if self.signals:
-            self.tcp.send_ack()
-
-    def _handle_rare(self, option: MptcpOption, segment: Segment, now: int) -> Verdict:
-        connection = self.connection
-        if isinstance(option, MpCapable):
-            if option.data_length is not None and self.role is Role.CAPABLE_SERVER:
-                # RFC 8684 §3.1: "the data parameters in an MP_CAPABLE are semantically equivalent to those in a DSS
-                # option and can be used interchangeably"
-                if (option.checksum is None) == connection.checksum:
-                    connection.counters.bump("dss_checksum_presence")
-                    return self._broken(RST_MPTCP_SPECIFIC)
-                self.dss_seen = True
-                if not self.confirmed:
-                    self._confirm(now)
-                first = connection.remote_idsn + 1
-                return self._add_mapping(first, 1, option.data_length, option.checksum, False, now)
-        elif isinstance(option, AddAddr):
-            connection.paths.handle_add_addr(self, option, now)
-        elif isinstance(option, RemoveAddr):
-            connection.paths.handle_remove_addr(option, now)
-        elif isinstance(option, MpPrio):
-            connection.paths.handle_prio(self, option, now)
-        elif isinstance(option, MpFastclose):
-            return handle_fastclose(connection, self, option, segment, now)
-        elif isinstance(option, MpFail):
-            return handle_fail(connection, self, option, now)
-        elif isinstance(option, MpJoinAck):
-            # The fourth packet was lost: RFC 8684 §3.2 has the third one repeated until it is acknowledged.
-            if self.role is Role.JOIN_SERVER and not segment.length:
-                self.tcp.send_ack()
-        elif isinstance(option, MpJoinSynAck):
-            self.tcp.send_ack()
-        elif not isinstance(option, MpTcprst | MpJoinSyn):
-            connection.counters.bump("option_unknown")
-        return Verdict.ACCEPT
-
     def handle_data(self, ssn: int, payload: memoryview, now: int) -> None:
         connection = self.connection
         while True:
-            mapping = self._mapping
+            mapping = self.mapping
             if mapping is None or not mapping.ssn <= ssn < mapping.end:
-                mapping = self._mapping = self.mappings.find(ssn)
+                mapping = self.mapping = self.mappings.find(ssn)
                 if mapping is None:
-                    self._hold(ssn, payload, now)
+                    unmapped.hold(self, ssn, payload, now)
                     return
             if self.unmapped is not None:
                 # In order, and mapped again: what is held lies before it, and its mapping is lost. The peer sees that
@@ -546,83 +354,31 @@ class Subflow(Extension):
         checksum_failed(connection, self, mapping, held, now)
         return False
 
-    def _hold(self, ssn: int, payload: memoryview, now: int) -> None:
-        # RFC 8684 §3.7: a subflow whose options are lost in mid-connection "SHOULD be treated as broken and closed with a
-        # RST, since no data can be delivered to the application layer and no fallback signal can be reliably sent". Linux
-        # falls back here when there never was another subflow. We do not: a sender that has not noticed sends again what
-        # gets no DATA_ACK, as new octets of the subflow, and without a mapping nobody can tell them from new data.
-        # RFC 8684 §3.3.1: "Implementations MAY hold onto such unmapped data for a short while, in the expectation
-        # that a mapping will arrive shortly."
-        if self.unmapped is None:
-            self.unmapped = []
-            self.unmapped_bytes = 0
-            self.unmapped_since = now
-            self.join_deadline = min(self.join_deadline, now + UNMAPPED_PATIENCE_US)
-        self.unmapped.append((ssn, payload))
-        self.unmapped_bytes += len(payload)
-        self.connection.counters.bump("data_without_mapping")
-        if (
-            self.unmapped_bytes > MAX_UNMAPPED
-            or len(self.unmapped) > MAX_UNMAPPED_PIECES
-            or now - self.unmapped_since > UNMAPPED_PATIENCE_US
-        ):
-            # "If a mapping ... does not arrive within a receive window of data, that subflow SHOULD be treated as
-            # broken, closed with a RST, and any unmapped data silently discarded." A sender whose data is never
-            # acknowledged at the data level sends but little of it, and so a moment without a mapping is enough.
-            self._give_up_unmapped()
-
-    def _give_up_unmapped(self) -> None:
-        self.unmapped = None
-        self.close_reason = "middlebox"
-        self.connection.break_subflow(self, MpTcprst(RST_MIDDLEBOX_INTERFERENCE))
-
     # --- what happens -----------------------------------------------------------------------------------------------------
     def handle_fin(self, now: int) -> None:
         if self.unmapped is not None:
             # Nothing more comes that could map what is held: a FIN of ours would say that it has been delivered.
-            self._give_up_unmapped()
+            unmapped.give_up(self)
             return
-        self.connection.subflow_finished(self, now)
+        subflow_failure.handle_fin(self.connection, self, now)
 
     def handle_established(self, now: int) -> None:
         if self.role is Role.JOIN_CLIENT:
             self.join_deadline = now + self.tcp.sender.rtt.rto_us
             self.join_tries = 0
+            self.arm()
         elif self.role is Role.CAPABLE_CLIENT:
             self.pending = False
         self.connection.subflow_established(self, now)
-
-    def handle_join_deadline(self, now: int) -> None:
-        """No fourth ACK yet: the third one is sent again. Later: signals that had to wait, no mapping for data."""
-        if not self.pending:
-            self.join_deadline = NEVER
-            self.signal_burst = 0
-            if self.signals:
-                self.tcp.send_ack()
-            if self.unmapped is not None:
-                self.join_deadline = self.unmapped_since + UNMAPPED_PATIENCE_US
-                if now >= self.join_deadline:
-                    self.join_deadline = NEVER
-                    self._give_up_unmapped()
-            return
-        # RFC 8684 §3.2: "the packet MUST be retransmitted if this ACK is not received"
-        self.join_tries += 1
-        if self.join_tries > 6:
-            self.join_deadline = NEVER
-            self.close_reason = "timeout"
-            self.connection.break_subflow(self, MpTcprst(RST_MPTCP_SPECIFIC))
-            return
-        self.join_deadline = now + (self.tcp.sender.rtt.rto_us << self.join_tries)
-        self.tcp.send_ack()
 
     def handle_acked(self, una_ssn: int, now: int) -> None:
         if self.stale:
             self.stale = False
             self.connection.counters.bump("subflow_recovered")
-            self.connection.relieve_failing(now)
+            subflow_failure.relieve(self.connection, now)
 
     def handle_timeout(self, now: int) -> None:
-        self.connection.handle_subflow_timeout(self, now)
+        subflow_failure.handle_timeout(self.connection, self, now)
 
     def handle_syn_timeout(self, count: int, now: int) -> None:
         # RFC 8684 §3.1: "It is expected that a sender will eventually fall back to single-path TCP (i.e., without the
@@ -644,4 +400,34 @@ class Subflow(Extension):
             self.close_reason = "refused" if self.pending else "reset"
 
     def handle_closed(self, error: Exception | None, now: int) -> None:
-        self.connection.subflow_closed(self, error, now)
+        subflow_failure.handle_closed(self.connection, self, error, now)
+
+    # --- time ---------------------------------------------------------------------------------------------------------------
+    def arm(self) -> None:
+        """One of the deadlines has changed."""
+        deadline = self.join_deadline
+        if self.signals is not None:
+            deadline = min(deadline, self.signals.resume_at)
+        if self.unmapped is not None:
+            deadline = min(deadline, self.unmapped.deadline)
+        self.deadline = deadline
+
+    def handle_deadline(self, now: int) -> None:
+        if self.signals is not None and self.signals.resume_at <= now:
+            self.signals.handle_pause_over(self)
+        if self.unmapped is not None and self.unmapped.deadline <= now:
+            unmapped.give_up(self)
+        if self.join_deadline <= now:
+            self._repeat_third_packet(now)
+        self.arm()
+
+    def _repeat_third_packet(self, now: int) -> None:
+        # RFC 8684 §3.2: "the packet MUST be retransmitted if this ACK is not received"
+        self.join_tries += 1
+        if self.join_tries > MAX_JOIN_TRIES:
+            self.join_deadline = NEVER
+            self.close_reason = "timeout"
+            self.connection.break_subflow(self, MpTcprst(RST_MPTCP_SPECIFIC))
+            return
+        self.join_deadline = now + (self.tcp.sender.rtt.rto_us << self.join_tries)
+        self.tcp.send_ack()
