@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from mptcp.cli import demo, dump, get, serve
+from mptcp.cli import broker, demo, dump, get, serve
 from mptcp.cli import run as run_program
 from mptcp.errors import ConfigurationError
 
@@ -41,7 +41,13 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for verb, command in (("get", get.get), ("serve", serve.serve), ("dump", dump.dump), ("demo", demo.demo)):
+for verb, command in (
+    ("get", get.get),
+    ("serve", serve.serve),
+    ("dump", dump.dump),
+    ("demo", demo.demo),
+    ("broker", broker.broker),
+):
     app.command(verb)(interruptible(command))
 app.command("run", context_settings=run_program.CONTEXT)(interruptible(run_program.run))
 

@@ -299,7 +299,12 @@ def find_control(namespace: NetNamespace | None = None) -> Control:
     """The way there is: by ourselves with CAP_NET_ADMIN, else the broker, else one whose operations say what is missing."""
     namespace = namespace or NetNamespace()
     own = features.steering(namespace)
-    return DirectControl(namespace) if own else NoControl(own)
+    if own:
+        return DirectControl(namespace)
+    from mptcp.kernel.broker.client import BrokerControl, broker_path
+
+    path = broker_path()
+    return BrokerControl(path) if path else NoControl(own)
 
 
 def check_own(fd: int, local: Endpoint, remote: Endpoint) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from typing import Final
 
+#: Nobody has to wait longer than this, whatever was done before.
+MAX_DEBT_S: Final = 10.0
 #: Users whose rate is remembered after their last client has gone.
 MAX_IDLE_USERS: Final = 1024
-#: In so many seconds a ``LogLimit`` lets through as many lines as it has been given.
+#: In so many seconds a ``LogLimit`` lets through as many lines as it has been given; a user has so many.
 LOG_PERIOD_S: Final = 10.0
+MAX_LOG_LINES: Final = 20
 
 
 class TokenBucket:
@@ -29,7 +32,7 @@ class TokenBucket:
         """Takes ``cost``, and says how long to wait until it would have been there."""
         self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
         self._at = now
-        self._level -= cost
+        self._level = max(self._level - cost, -MAX_DEBT_S * self._rate)
         return max(0.0, -self._level / self._rate)
 
 
@@ -60,22 +63,24 @@ class LogLimit:
 
 
 class _User:
-    __slots__ = ("bucket", "clients")
+    __slots__ = ("bucket", "clients", "log")
 
     def __init__(self, bucket: TokenBucket) -> None:
         self.bucket = bucket
         self.clients = 0
+        self.log = LogLimit(MAX_LOG_LINES)
 
 
 class Accounts:
     """The clients there are, by user. Any thread may ask."""
 
-    __slots__ = ("_lock", "_total", "_users")
+    __slots__ = ("_lock", "_strangers", "_total", "_users")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users: dict[int, _User] = {}
         self._total = 0
+        self._strangers = LogLimit(MAX_LOG_LINES)  # those without an account
 
     def admit(self, uid: int, *, limit: int, total: int, rate_per_s: float, burst: float, now: float) -> str:
         """Counts one client more of a user. Why not, in a sentence; "" if it was counted."""
@@ -104,6 +109,13 @@ class Accounts:
         """What a user's clients did together; how many seconds this one has to wait before it is heard again."""
         with self._lock:
             return self._users[uid].bucket.take(cost, now)
+
+    def may_log(self, uid: int, now: float) -> str | None:
+        """None: this user has filled its share of the log. Else what to add to the line: how many were left out before."""
+        with self._lock:
+            user = self._users.get(uid)
+            limit = user.log if user is not None else self._strangers
+            return limit.suppressed() if limit.allows(now) else None
 
     @property
     def total(self) -> int:

@@ -51,6 +51,10 @@ class Addresses:
     host: bool = False
     everything: bool = False
 
+    def __str__(self) -> str:
+        words = ["any"] * self.everything + ["host"] * self.host
+        return ", ".join(words + [str(network) for network in self.networks]) or "none"
+
     def covers(self, address: bytes, of_host: Collection[bytes] = ()) -> bool:
         if self.everything or (self.host and address in of_host):
             return True
@@ -80,6 +84,22 @@ class Rule:
         if self.users is None and self.groups is None:
             return True
         return peer.uid in (self.users or ()) or not peer.gids.isdisjoint(self.groups or ())
+
+    def __str__(self) -> str:
+        who = [f"user {uid}" for uid in sorted(self.users or ())] + [
+            f"group {gid}" for gid in sorted(self.groups or ())
+        ]
+        whom = "everybody" if self.users is None and self.groups is None else " or ".join(who) or "nobody"
+        may = ", ".join(operation.label for operation in sorted(self.allow)) or "nothing"
+        lines = [
+            f"{whom} may: {may}",
+            f"from {self.addresses} on interfaces {', '.join(self.interfaces) or 'none'} to {self.remotes}",
+            f"options {', '.join(sorted(self.options)) or 'none'}",
+            f"sockets of others: {'yes' if self.sockets_of_others else 'no'}",
+            f"at most {self.max_subflows} subflows, {self.max_clients} clients, {self.max_watched} watched, "
+            f"{self.rate_per_s} operations a second (at once: {self.burst})",
+        ]
+        return "\n   ".join(lines)
 
     @property
     def any_interface(self) -> bool:

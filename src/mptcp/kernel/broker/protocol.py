@@ -108,10 +108,11 @@ class Request:
     size: int = 0
     value: bytes = b""
 
-    def emit(self) -> bytes:
+    def emit(self, sequence: int | None = None) -> bytes:
+        """``sequence``: instead of its own."""
         return (
             _REQUEST.pack(
-                VERSION, self.operation, 0, self.sequence, *_emit_endpoint(self.local), *_emit_endpoint(self.remote),
+                VERSION, self.operation, 0, self.sequence if sequence is None else sequence, *_emit_endpoint(self.local), *_emit_endpoint(self.remote),
                 self.address_id, self.backup, self.size, self.interface, self.level, self.name,
             )
             + self.value
@@ -229,10 +230,11 @@ class Message:
             os.close(self.descriptors.pop())
 
 
-def send(sock: socket.socket, data: bytes, descriptor: int = -1) -> None:
+def send(sock: socket.socket, data: bytes, descriptor: int = -1, *, wait: bool = True) -> None:
     """One message, with a descriptor if there is one. OSError as of ``sendmsg``."""
+    flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))] if descriptor >= 0 else []
-    sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+    sock.sendmsg([data], ancillary, flags)
 
 
 def receive(sock: socket.socket, room: int) -> Message:
