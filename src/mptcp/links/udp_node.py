@@ -68,12 +68,14 @@ class Peer:
 
 
 class Introduction:
-    """The search for the node behind some UDP endpoints: the first that answers ends it."""
+    """The search for the node behind some UDP endpoints: the first that answers ends it. ``on_done`` is called when it
+    is over, with the node's lock, by whoever has noticed."""
 
-    __slots__ = ("_done", "address", "error", "started_us")
+    __slots__ = ("_done", "_on_done", "address", "error", "started_us")
 
-    def __init__(self, now: int) -> None:
+    def __init__(self, now: int, on_done: Callable[[], None] = lambda: None) -> None:
         self.started_us = now
+        self._on_done = on_done
         self.address = b""  # the inner address of the socket that answered
         self.error = ""
         self._done = threading.Event()
@@ -86,11 +88,13 @@ class Introduction:
         if not self.is_done:
             self.address = address
             self._done.set()
+            self._on_done()
 
     def failed(self, reason: str) -> None:
         if not self.is_done:
             self.error = reason
             self._done.set()
+            self._on_done()
 
     def wait(self, timeout: float) -> bool:
         """Up to ``timeout`` seconds; whether it is over."""
@@ -171,10 +175,10 @@ class UdpNode:
                 del self.peers[node]
 
     # --- finding ------------------------------------------------------------------------------------------------------
-    def introduce(self, wheres: list[bytes]) -> Introduction:
+    def introduce(self, wheres: list[bytes], on_done: Callable[[], None] = lambda: None) -> Introduction:
         """Says hello from every socket to every endpoint (``struct sockaddr``) it can reach; may be called by any thread."""
         now = self.clock()
-        introduction = Introduction(now)
+        introduction = Introduction(now, on_done)
         with self.lock:
             greeted = False
             for where in wheres:

@@ -155,10 +155,13 @@ class Socket(AdvancedApi):
     def bind(self, address: SocketAddress) -> None:
         local = to_endpoint(self._family, address, "bind")
         with self._pump.lock:
-            self._check_open()
-            if self._bound is not None or self._connection is not None or self._listeners is not None:
-                raise os_error(errno.EINVAL)
-            self._bound = self._stack.ports.reserve(local, self._options.reuse_address)
+            self._bind(local)
+
+    def _bind(self, local: Endpoint) -> None:
+        self._check_open()
+        if self._bound is not None or self._connection is not None or self._listeners is not None:
+            raise os_error(errno.EINVAL)
+        self._bound = self._stack.ports.reserve(local, self._options.reuse_address)
 
     def listen(self, backlog: int = 128) -> None:
         """A second call changes nothing but is no error."""
@@ -199,7 +202,7 @@ class Socket(AdvancedApi):
             accepted = self.accept_now()
             if accepted is None:
                 raise os_error(errno.EINVAL)  # shut down while we waited
-        return accepted, from_endpoint(self._family, accepted._the_connection().remote)
+        return accepted, accepted._shown(accepted._the_connection().remote)
 
     def accept_now(self) -> Socket | None:
         """With the lock: a connection that waits to be accepted, if one does."""
@@ -328,7 +331,7 @@ class Socket(AdvancedApi):
         fd = self.fileno()
         with self._pump.lock:
             self._check_open()
-            heir = Socket(self._stack, self._family, self._proto, self._config)
+            heir = type(self)(self._stack, self._family, self._proto, self._config)
             for name in _HERITAGE:
                 setattr(heir, name, getattr(self, name))
             for item in (self._connection, *(self._listeners or ())):
@@ -341,12 +344,16 @@ class Socket(AdvancedApi):
         return fd
 
     # --- names -------------------------------------------------------------------------------------------------------
+    def _shown(self, endpoint: Endpoint) -> SocketAddress:
+        """With the lock: an endpoint of the connection as the program sees it."""
+        return from_endpoint(self._family, endpoint)
+
     def getsockname(self) -> SocketAddress:
         with self._pump.lock:
             self._check_open()
             connection = self._connection
             local = connection.local if connection is not None else self._bound
-            return from_endpoint(self._family, local or any_endpoint(self._family))
+            return self._shown(local or any_endpoint(self._family))
 
     def getpeername(self) -> SocketAddress:
         with self._pump.lock:
@@ -354,7 +361,7 @@ class Socket(AdvancedApi):
             connection = self._connection
             if connection is None or connection.state in (CONNECTING, CLOSED):
                 raise os_error(errno.ENOTCONN)
-            return from_endpoint(self._family, connection.remote)
+            return self._shown(connection.remote)
 
     # --- options -----------------------------------------------------------------------------------------------------
     def setsockopt(self, level: int, optname: int, value: int | Buffer | None, optlen: int | None = None) -> None:

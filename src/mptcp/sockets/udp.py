@@ -9,32 +9,37 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mptcp.core.multipath.config import ConnectionConfig
+from mptcp.core.units import SECOND
 from mptcp.errors import ConfigurationError, HostUnreachable
 from mptcp.info import Endpoint
 from mptcp.links._addresses import local_addresses
 from mptcp.links.base import Link
 from mptcp.links.udp import UdpLink
-from mptcp.links.udp_node import UdpNode
-from mptcp.links.udp_socket import sockaddr
+from mptcp.links.udp_node import Introduction, UdpNode
+from mptcp.links.udp_socket import endpoint_of, sockaddr
 from mptcp.sockets.socket import Socket
+from mptcp.sockets.udp_socket import PREFERENCE_DELAY_US, UdpSocket
 from mptcp.sockets.user import UserStack
 
 #: Seconds that a peer has to answer.
 REACH_TIMEOUT_S = 10.0
 #: RFC 8305 §5: "Connection Attempt Delay", the seconds between attempts to reach the addresses of one name.
 ATTEMPT_DELAY_S = 0.25
-#: RFC 8305 §3 waits 50 ms ("Resolution Delay") for the preferred family; we, for the preferred address of ours.
-PREFERENCE_DELAY_S = 0.05
+#: Hosts whose UDP port is known, and endpoints whose virtual address is; the oldest make room.
+MAX_KNOWN = 4096
 
 
 class UdpStack(UserStack):
     """``with UdpStack(["192.0.2.1", "2001:db8::1"], 4000) as stack: ...``: one UDP socket, one path, an address.
 
     ``addresses`` are this machine's, each as text, or with the interface that shall carry it ("192.0.2.1%wlan0"); none:
-    ``usable_addresses()``. ``port`` is the UDP port of all of them; 0: any. Other stacks are found with ``reach``; from
-    then on their virtual addresses work like any other of AF_INET6. ``wrap`` puts links around links (captures,
-    faults). Other arguments: ``UserStack``'s and, in ``link_options``, ``UdpLink``'s.
+    ``usable_addresses()``. ``port`` is the UDP port of all of them; 0: any. Other stacks are found by the outer address
+    that a program connects to (``outer_port``), or with ``reach``; their virtual addresses work like any other of
+    AF_INET6. ``peer_port``: the UDP port of other stacks; 0: the TCP port that is connected to. ``wrap`` puts links
+    around links (captures, faults). Other arguments: ``UserStack``'s and, in ``link_options``, ``UdpLink``'s.
     """
+
+    _socket_class = UdpSocket
 
     def __init__(
         self,
@@ -42,11 +47,15 @@ class UdpStack(UserStack):
         port: int = 0,
         *,
         node: UdpNode | None = None,
+        peer_port: int = 0,
         wrap: Callable[[UdpLink], Link] = lambda link: link,
         link_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.node = node or UdpNode()
+        self.peer_port = peer_port
+        self._ports: dict[bytes, int] = {}  # outer host -> the UDP port at which a stack was reached last
+        self._virtual: dict[Endpoint, bytes] = {}  # UDP endpoint -> virtual address
         self.links: list[UdpLink] = []
         try:
             for text in usable_addresses() if addresses is None else addresses:
@@ -80,7 +89,7 @@ class UdpStack(UserStack):
         deadline = time.monotonic() + (timeout if timeout is not None else 3600.0)
         found = std.getaddrinfo(host, port, 0, std.SOCK_DGRAM)
         wheres = list(dict.fromkeys(_where(family, target) for family, *_, target in found))
-        introductions = []
+        introductions: list[Introduction] = []
         for where in wheres:
             introductions.append(self.node.introduce([where]))
             until = min(time.monotonic() + ATTEMPT_DELAY_S, deadline)
@@ -97,12 +106,65 @@ class UdpStack(UserStack):
             running[0].wait(min(0.05, left))
             self.pump.check()
         found_address = _first(introductions)
-        until = min(time.monotonic() + PREFERENCE_DELAY_S, deadline)
-        while not self._has_best_path(found_address) and time.monotonic() < until:
+        until = min(time.monotonic() + PREFERENCE_DELAY_US / SECOND, deadline)
+        while not self.has_best_path(found_address) and time.monotonic() < until:
             time.sleep(0.001)
+        with self.pump.lock:
+            for where, introduction in zip(wheres, introductions, strict=False):
+                if introduction.address:
+                    self._remember(endpoint_of(where), introduction.address)
         return Endpoint(found_address).host
 
-    def _has_best_path(self, address: bytes) -> bool:
+    # --- by outer addresses --------------------------------------------------------------------------------------------
+    def outer_port(self, remote: Endpoint) -> int:
+        """The UDP port of the stack that is meant by ``remote``, an outer host with a TCP port: the ``peer_port``; else
+        the TCP port, if a stack was reached there, or nowhere on that host; else where one was reached last."""
+        if self.peer_port:
+            return self.peer_port
+        if remote in self._virtual:
+            return remote.port
+        return self._ports.get(remote.address, remote.port)
+
+    def known(self, remote: Endpoint) -> Endpoint | None:
+        """With the lock: the virtual endpoint of ``remote``, if there is a path to it."""
+        address = self._virtual.get(Endpoint(remote.address, self.outer_port(remote)))
+        if address is None or not any(link.has_path(address) for link in self.links):
+            return None
+        return Endpoint(address, remote.port)
+
+    def introduce(self, remote: Endpoint, on_done: Callable[[], None]) -> Introduction:
+        """With the lock: the search for the stack that is meant by ``remote``."""
+        return self.node.introduce([sockaddr(Endpoint(remote.address, self.outer_port(remote)))], on_done)
+
+    def learn(self, remote: Endpoint, address: bytes) -> None:
+        """With the lock: the stack that is meant by ``remote`` has this virtual address."""
+        self._remember(Endpoint(remote.address, self.outer_port(remote)), address)
+
+    def _remember(self, where: Endpoint, address: bytes) -> None:
+        self._virtual.pop(where, None)
+        self._virtual[where] = address
+        self._ports.pop(where.address, None)
+        self._ports[where.address] = where.port
+        for table in (self._virtual, self._ports):
+            if len(table) > MAX_KNOWN:
+                del table[next(iter(table))]  # type: ignore[arg-type]
+
+    def inner(self, local: Endpoint) -> Endpoint:
+        """Of an outer address of this stack the virtual one; any other is given back as it is."""
+        for link in self.links:
+            if link.local.address == local.address and not local.is_unspecified:
+                return Endpoint(Endpoint.parse(link.address).address, local.port)
+        return local
+
+    def outer_address(self, virtual: bytes) -> bytes | None:
+        """The outer address behind a virtual one of this stack or of a peer; None: it is not known."""
+        own = self._by_address.get(virtual)
+        if own is not None:
+            return own.local.address
+        found = next((link.endpoint(virtual) for link in self.links if link.has_path(virtual)), None)
+        return found.address if found is not None else None
+
+    def has_best_path(self, address: bytes) -> bool:
         """Whether the first of our addresses that fits is among those with a path: all said hello at the same time, and
         which is answered first is chance."""
         with self.node.lock:

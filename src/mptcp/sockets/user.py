@@ -65,6 +65,7 @@ class UserStack(Stack):
     """
 
     name = "user"
+    _socket_class: type[Socket] = Socket
 
     def __init__(
         self,
@@ -166,7 +167,7 @@ class UserStack(Stack):
             raise os_error(errno.ESOCKTNOSUPPORT)
         if proto not in (0, -1, std.IPPROTO_TCP, IPPROTO_MPTCP):
             raise os_error(errno.EPROTONOSUPPORT)
-        sock = Socket(self, family, proto, config or self.config)
+        sock = self._socket_class(self, family, proto, config or self.config)
         if proto == IPPROTO_MPTCP or config is not None:
             sock._settings = AWARE_SETTINGS
         if nonblocking:
@@ -183,7 +184,7 @@ class UserStack(Stack):
         advanced: AdvancedSettings,
     ) -> Socket:
         """With the lock: a socket for a connection that a listener has accepted."""
-        sock = Socket(self, family, 0, config)
+        sock = self._socket_class(self, family, 0, config)
         sock.adopt(connection, options, settings, advanced)
         return sock
 
