@@ -81,6 +81,7 @@ OPTIONS: Final = (
     _neither("TCP_TIMESTAMP", SOL_TCP, 24),
     _both("TCP_NOTSENT_LOWAT", SOL_TCP, 25),
     _both("TCP_SAVE_SYN", SOL_TCP, 27),
+    _neither("TCP_SAVED_SYN", SOL_TCP, 28),
     _neither("TCP_ULP", SOL_TCP, 31),
     _neither("TCP_INQ", SOL_TCP, 36),
     _neither("TCP_TX_DELAY", SOL_TCP, 37),
@@ -99,10 +100,7 @@ OPTIONS: Final = (
     _both("IPV6_AUTOFLOWLABEL", SOL_IPV6, 70),
 )
 
-_BY_NUMBER: Final = {(option.level, option.name): option for option in OPTIONS} | {
-    # Only of a passive subflow whose listener had TCP_SAVE_SYN.
-    (SOL_TCP, 28): SubflowOption("TCP_SAVED_SYN", SOL_TCP, 28, False, True, "", MAX_VALUE),
-}
+_BY_NUMBER: Final = {(option.level, option.name): option for option in OPTIONS}
 
 
 def find(level: int, name: int) -> SubflowOption | None:
