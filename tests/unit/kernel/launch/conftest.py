@@ -70,6 +70,18 @@ class Watched:
 
 
 @pytest.fixture
+def loopback() -> None:
+    """127.0.0.1 and ::1 can be connected to."""
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.create_server((address, 0), family=family) as server, socket.socket(family) as client:
+                client.settimeout(TIMEOUT_S)
+                client.connect(server.getsockname())
+        except OSError as error:
+            pytest.skip(f"{address} cannot be reached ({error.strerror}): ip link set lo up")
+
+
+@pytest.fixture
 def watch() -> Iterator[Callable[..., Watched]]:
     """Runs a function in a child under the filter: ``watch(work, options, addresses=...)``."""
     if not (able := notify.notification_support()):
