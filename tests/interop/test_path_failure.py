@@ -137,8 +137,12 @@ def test_all_paths_lost_for_a_while(make_encounter: Make, direction: str) -> Non
     size = 10 * MIB
     ours, theirs = size * (direction == "send"), size * (direction == "receive")
     encounter = shaped(make_encounter)
+    # Linux waits for a path only while its connection is open in both directions: one whose application has shut down
+    # its side ends with the last subflow, and nobody listens any more when our join comes.
     exchange, peer = encounter.meet(
-        "connect", ours={"send_bytes": ours, "subflows": 2}, kernel={"send_bytes": theirs, "seed": 2}
+        "connect",
+        ours={"send_bytes": ours, "receive_bytes": theirs or -1, "subflows": 2},
+        kernel={"send_bytes": theirs, "seed": 2, "half_close": direction == "send"},
     )
     exchange.wait_moved(4 * MIB)
     for path in (1, 2):
