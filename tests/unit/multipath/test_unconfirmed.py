@@ -1,6 +1,8 @@
 """What a client sends before the peer has shown that it knows both keys (RFC 8684 §3.1)."""
 
+from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.wire.mptcp_options import Dss, MpCapable, MpFastclose
+from mptcp.errors import ConnectionWasReset
 from mptcp.testing import connected
 from mptcp.testing.peer import ScriptedPeer
 from mptcp.testing.scripted import ScriptedHost
@@ -27,3 +29,13 @@ def test_fastclose_follows_the_repeated_key() -> None:  # RFC 8684 §3.5, option
     key, close = peer.takes()
     assert any(isinstance(o, MpCapable) for o in key.options.mptcp)
     assert any(isinstance(o, MpFastclose) for o in close.options.mptcp)
+
+
+def test_a_client_whose_first_subflow_is_reset_at_once_hears_of_it_at_once() -> None:
+    """Nobody can join a connection whose key the peer has not got: waiting for a path would be in vain."""
+    host = ScriptedHost()
+    connection = host.connect()
+    peer = ScriptedPeer.accepts(host)
+    peer.resets()
+    assert connection.state is ConnectionState.CLOSED
+    assert isinstance(connection.error, ConnectionWasReset)

@@ -97,6 +97,11 @@ def handle_closed(connection: Connection, subflow: Subflow, error: Exception | N
         if _is_ended_well(connection):
             connection.end(None, now)
             return
+        was_reset = subflow.close_reason.startswith("reset") or subflow.close_reason == "refused"
+        if was_reset and connection.is_client and not connection.is_fully_established and connection.is_alone(subflow):
+            # RFC 8684 §3.1: no further subflow before the peer has shown that it knows our key: none can be waited for.
+            connection.end(error or ConnectionWasReset("the connection was reset"), now)
+            return
         if connection.lonely_since_us == NEVER:
             connection.lonely_since_us = now
         # RFC 8684 §3.2: "If the token is unknown ... containing an MP_TCPRST option (Section 3.6) with an "MPTCP
