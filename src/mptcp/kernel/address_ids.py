@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from mptcp.errors import PathError
+from mptcp.info import Endpoint
 
 INITIAL: Final = 0
 #: One octet, and 0 is the initial subflow's address.
@@ -14,60 +15,66 @@ MAX_ADDRESSES: Final = 255
 
 
 class AddressIds:
-    """Which id each local address has. The address of the initial subflow has 0, the others 1 to 255.
+    """Which id each local address has: the initial subflow's has 0, the others 1 to 255.
 
-    An address keeps its id for the life of the connection (the peer may remember it), until ``forget``. Ids are given out
-    in order, the longest unused ones last: one that has just been withdrawn may still be on its way to the peer.
+    As in the kernel, an address with a port that was asked for is another than the same one with any port (port 0). An
+    address keeps its id for the life of the connection, until ``forget``. Ids are given out in order, those that were
+    in use lately last: a withdrawn one may still be on its way to the peer. Not locked.
     """
 
-    __slots__ = ("_by_address", "_last")
+    __slots__ = ("_by_local", "_last")
 
-    def __init__(self, initial: bytes, known: Mapping[bytes, int] | None = None) -> None:
-        self._by_address: dict[bytes, int] = {initial: INITIAL}
+    def __init__(self, initial: bytes) -> None:
+        self._by_local: dict[Endpoint, int] = {Endpoint(initial): INITIAL}
         self._last = 0
-        for address, number in (known or {}).items():
-            self.learn(address, number)
 
     def __len__(self) -> int:
-        return len(self._by_address)
+        return len(self._by_local)
 
-    def get(self, address: bytes) -> int | None:
+    def get(self, local: Endpoint) -> int | None:
         """The id of an address, if it has one."""
-        return self._by_address.get(address)
+        return self._by_local.get(local)
 
-    def address(self, number: int) -> bytes | None:
+    def of_address(self, address: bytes) -> list[int]:
+        """Every id of an address, whatever the port."""
+        return [number for local, number in self._by_local.items() if local.address == address]
+
+    def local(self, number: int) -> Endpoint | None:
         """The address with an id."""
-        return next((address for address, known in self._by_address.items() if known == number), None)
+        return next((local for local, known in self._by_local.items() if known == number), None)
 
-    def take(self, address: bytes) -> int:
+    def take(self, local: Endpoint) -> int:
         """The id of an address, a new one if it has none. PathError ENOBUFS when all are taken."""
-        number = self._by_address.get(address)
+        number = self._by_local.get(local)
         if number is None:
-            number = self._by_address[address] = self._free()
+            number = self._by_local[local] = self._free()
         return number
 
-    def learn(self, address: bytes, number: int) -> None:
-        """The kernel has given this id to this address (the peer opened a subflow to it)."""
-        if not INITIAL < number <= MAX_ADDRESSES or self._by_address.get(address) == INITIAL:
-            return
-        holder = self.address(number)
-        if holder is not None:
-            del self._by_address[holder]
-        self._by_address[address] = number
+    def learn(self, pairs: Iterable[tuple[Endpoint, int]]) -> None:
+        """The kernel has given these ids to these addresses (for a subflow that the peer opened, say)."""
+        for local, number in pairs:
+            if INITIAL < number <= MAX_ADDRESSES and self._by_local.get(local) != INITIAL:
+                holder = self.local(number)
+                if holder is not None:
+                    del self._by_local[holder]
+                self._by_local[local] = number
 
-    def learn_all(self, pairs: Iterable[tuple[bytes, int]]) -> None:
-        for address, number in pairs:
-            self.learn(address, number)
-
-    def forget(self, address: bytes) -> None:
+    def forget(self, number: int) -> None:
         """The id is free again; that of the initial address never is."""
-        if self._by_address.get(address):
-            del self._by_address[address]
+        local = self.local(number)
+        if number != INITIAL and local is not None:
+            del self._by_local[local]
+
+    def give_back(self, number: int) -> None:
+        """That id, just taken, was never told to anybody."""
+        self.forget(number)
+        if number == self._last:
+            self._last -= 1
 
     def _free(self) -> int:
-        used = set(self._by_address.values())
-        for step in range(1, MAX_ADDRESSES + 1):
-            number = (self._last + step - 1) % MAX_ADDRESSES + 1
+        used = set(self._by_local.values())
+        for step in range(MAX_ADDRESSES):
+            number = (self._last + step) % MAX_ADDRESSES + 1
             if number not in used:
                 self._last = number
                 return number

@@ -80,6 +80,13 @@ class SubflowIds:
         with self._lock:
             self._forget(number)
 
+    def withdraw(self, number: int) -> None:
+        """That subflow, just expected, was never asked of the kernel; its number may be given out again."""
+        with self._lock:
+            self._by_number.pop(number, None)
+            if self._next == number + 1:
+                self._next = number
+
     def living(self) -> list[int]:
         """The numbers in use, in order."""
         with self._lock:
