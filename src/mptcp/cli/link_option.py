@@ -5,10 +5,11 @@
     tun:NAME=ADDRESS/PREFIX[,ADDRESS/PREFIX...][,peer=ADDRESS][,mtu=N]     a TUN device; the kernel is the first hop
     packet:INTERFACE=ADDRESS/PREFIX[,...][,via=GATEWAY][,mtu=N]            AF_PACKET on an interface, the kernel aside
     loopback[:DIRECTORY]                                                   no network: a second stack in this process
-    udp[:ADDRESS[%INTERFACE][,ADDRESS...][,port=N][,mtu=N]]                UDP to other such stacks: no privilege
+    udp[:ADDRESS[%INTERFACE][,ADDRESS...][,port=N][,peers=N][,mtu=N]]      UDP to other such stacks: no privilege
 
 Repeated, each adds a path. On a TUN device ``peer`` is the address that the kernel gets on its side (the first free one
-of the prefix if not given); on an interface ``via`` is the router for everything outside the prefix.
+of the prefix if not given); on an interface ``via`` is the router for everything outside the prefix. Over UDP ``port`` is
+ours, and ``peers`` that of the stacks a program of ``mptcp run`` connects to.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class LinkSpec:
     mtu: int = 0  # 0: the link's own
     locals: tuple[str, ...] = ()  # ``udp``: this machine's addresses, some with %INTERFACE; none: all there are
     port: int = 0  # ``udp``; 0: none was given
+    peer_port: int = 0  # ``udp``: where other stacks are; 0: none was given
 
 
 def parse_link(text: str) -> LinkSpec:
@@ -117,9 +119,11 @@ def _parse_udp(rest: str, text: str) -> LinkSpec:
             spec = replace(spec, locals=(*spec.locals, plain + percent + interface))
         elif key == "port" and value.isdecimal() and 0 < int(value) < 65536:
             spec = replace(spec, port=int(value))
+        elif key == "peers" and value.isdecimal() and 0 < int(value) < 65536:
+            spec = replace(spec, peer_port=int(value))
         elif key == "mtu" and value.isdecimal() and 1280 <= int(value) <= 65_499:
             spec = replace(spec, mtu=int(value))
-        elif key in ("port", "mtu"):
+        elif key in ("port", "peers", "mtu"):
             raise ConfigurationError(f"--link {text!r}: a port is 1 to 65535, an MTU inside UDP 1280 to 65499 octets")
         else:
             raise ConfigurationError(f"--link {text!r}: a udp link has no setting {key!r}")

@@ -14,6 +14,7 @@ import typer
 
 from mptcp.cli.connections import open_stack
 from mptcp.cli.link_option import DEFAULT_LINK, parse_links
+from mptcp.cli.udp import open_udp
 from mptcp.errors import ConfigurationError
 from mptcp.sockets.policy import Policy
 from mptcp.sockets.profiles import profile_named
@@ -39,12 +40,9 @@ def run(
     if profile:
         rules = rules.changed(profile=profile_named(profile).name)
     specs = parse_links(link or [DEFAULT_LINK])
-    if specs[0].kind == "udp":
-        raise ConfigurationError(
-            "peers over UDP have no addresses that a program could connect to: use mptcp get or serve"
-        )
     with ExitStack() as exits:
-        stack = exits.enter_context(open_stack(specs, pcap=pcap, backup=backup or ()))
+        open_it = open_udp if specs[0].kind == "udp" else open_stack
+        stack = exits.enter_context(open_it(specs, pcap=pcap, backup=backup or ()))
         stack.user_stack.set_policy(rules)
         exits.enter_context(patched(stack.user_stack))
         if module is not None:

@@ -88,7 +88,9 @@ def open_udp(
         def wrap(link: UdpLink) -> Link:
             return PcapLink(link, writer) if writer is not None else link
 
-        stack = UdpStack(addresses, ports, wrap=wrap, config=config, link_options={"mtu": mtu})
+        stack = UdpStack(
+            addresses, ports, peer_port=_peer_port(specs), wrap=wrap, config=config, link_options={"mtu": mtu}
+        )
         for text, link in zip(addresses, stack.links, strict=True):
             if text.partition("%")[0] in backup:
                 chosen.add(Endpoint.parse(link.address).address)
@@ -109,6 +111,13 @@ def _addresses(specs: Sequence[LinkSpec], port: int, towards: str) -> tuple[list
     if len(ports) > 1:
         raise ConfigurationError("--link udp: all sockets have one port, several were given")
     return addresses, ports.pop(), max(spec.mtu for spec in specs)
+
+
+def _peer_port(specs: Sequence[LinkSpec]) -> int:
+    ports = {spec.peer_port for spec in specs if spec.peer_port}
+    if len(ports) > 1:
+        raise ConfigurationError("--link udp: peers are at one port, several were given")
+    return ports.pop() if ports else 0
 
 
 def _resolve(host: str) -> str:

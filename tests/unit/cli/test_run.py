@@ -81,6 +81,35 @@ def test_a_profile_and_a_policy(site: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "lowest-rtt False"
 
 
+@pytest.mark.parametrize(("host", "bind"), [("127.0.0.1", "0.0.0.0"), ("::1", "::")])
+def test_two_unmodified_programs_over_udp(site: Path, tmp_path: Path, host: str, bind: str) -> None:
+    """As ordinary users: http.server in one process, urllib in another; UDP port and TCP port differ."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            sys.executable, "-m", "mptcp", "run", f"--link=udp:{host},port={port}", "-m", "http.server", "--bind", bind,
+            "--directory", str(site), "8000",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        assert b"Serving HTTP" in server.stdout.readline()
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import sys, urllib.request, pathlib\n"
+            "pathlib.Path(sys.argv[2]).write_bytes(urllib.request.urlopen(sys.argv[1], timeout=20).read())\n"
+        )
+        url = f"http://{host if ':' not in host else f'[{host}]'}:8000/file.bin"
+        assert app.run(["run", f"--link=udp:{host},peers={port}", str(script), url, str(tmp_path / "got")]) == 0
+        assert (tmp_path / "got").read_bytes() == (site / "file.bin").read_bytes()
+    finally:
+        server.terminate()
+        server.communicate()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -88,7 +117,7 @@ def test_a_profile_and_a_policy(site: Path, tmp_path: Path) -> None:
         (["/nowhere/script.py"], "there is no /nowhere/script.py"),
         (["--profile", "sideways", __file__], "no profile is called 'sideways'"),
         (["--policy", "/nowhere", __file__], "No such file"),
-        (["--link", "udp", __file__], "no addresses that a program could connect to"),
+        (["--link", "udp:127.0.0.1,peers=1", "--link", "udp:127.0.0.2,peers=2", __file__], "several were given"),
     ],
 )
 def test_wrong_command_lines(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from mptcp.errors import ConfigurationError
         ("udp:10.0.0.1%eth0,2001:DB8::1", LinkSpec("udp", locals=("10.0.0.1%eth0", "2001:db8::1"))),
         ("udp:10.0.0.1,port=4000,mtu=1400", LinkSpec("udp", locals=("10.0.0.1",), port=4000, mtu=1400)),
         ("udp:port=4000", LinkSpec("udp", port=4000)),
+        ("udp:127.0.0.1,peers=4001", LinkSpec("udp", locals=("127.0.0.1",), peer_port=4001)),
     ],
 )
 def test_what_it_means(text: str, spec: LinkSpec) -> None:
@@ -37,6 +38,7 @@ def test_what_it_means(text: str, spec: LinkSpec) -> None:
         (["udp:10.0.0.1%a b"], "cannot be the name of an interface"),
         (["udp:10.0.0.1,port=0"], "a port is 1 to 65535"),
         (["udp:10.0.0.1,port=x"], "a port is 1 to 65535"),
+        (["udp:10.0.0.1,peers=65536"], "a port is 1 to 65535"),
         (["udp:10.0.0.1,mtu=1279"], "1280 to 65499"),
         (["udp:10.0.0.1,via=10.0.0.2"], "has no setting 'via'"),
         (["udp:" + ",".join(f"10.0.0.{i}" for i in range(1, 10))], "more than 8"),
