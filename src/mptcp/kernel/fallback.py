@@ -59,12 +59,12 @@ def fallback_reason(
         return ""
     if protocol != IPPROTO_MPTCP:
         return {True: CLIENT_WITHOUT_MPTCP, False: NOT_ASKED, None: NEVER_MPTCP}[accepted]
+    return reason_of_counters(features.counters(namespace), was_multipath=was_multipath)
+
+
+def reason_of_counters(counted: Mapping[str, int], *, was_multipath: bool = False) -> str:
+    """The causes that a namespace has counted, as one sentence."""
     tables = (_AFTER_ESTABLISHED,) if was_multipath else (_BEFORE_ESTABLISHED, _AFTER_ESTABLISHED)
-    return reason_from_counters(features.counters(namespace), *tables)
-
-
-def reason_from_counters(counted: Mapping[str, int], *tables: Mapping[str, str]) -> str:
-    """The causes of ``tables`` that a namespace has counted, as one sentence."""
     for table in tables:
         causes = [sentence for name, sentence in table.items() if counted.get(name)]
         if len(causes) == 1:

@@ -41,11 +41,12 @@ _INTERFACES_AGE_NS: Final = 2_000_000_000
 #: Linux only has version 1 of the protocol.
 MPTCP_VERSION: Final = 1
 
+_LOOPBACK6: Final = bytes(15) + b"\1"
 _INFINITE_SSTHRESH: Final = 0x7FFFFFFF
 _NO_RTT: Final = 0xFFFFFFFF
 
 #: ``tcpi_state`` -> state, where the number alone decides; dead and listening sockets are no subflows.
-_STATES: Final = {
+SUBFLOW_STATES: Final = {
     layout.ESTABLISHED: SubflowState.ACTIVE,
     layout.SYN_SENT: SubflowState.CONNECTING,
     layout.SYN_RECV: SubflowState.CONNECTING,
@@ -56,7 +57,7 @@ _STATES: Final = {
     layout.CLOSING: SubflowState.CLOSING,
 }
 #: State of the connection, in the words of the user-space stack: a half-closed one is established.
-_CONNECTION_STATES: Final = {
+CONNECTION_STATES: Final = {
     layout.ESTABLISHED: "established",
     layout.SYN_SENT: "connecting",
     layout.SYN_RECV: "connecting",
@@ -121,7 +122,9 @@ class Surroundings:
             with contextlib.suppress(OSError), self._namespace.entered():
                 return socket.if_indextoname(bound)
         at = self._address(local)
-        return at.name if at is not None else ""
+        if at is None:
+            return "lo" if local.address[:1] == b"\x7f" or local.address == _LOOPBACK6 else ""
+        return at.name
 
     def _address(self, local: Endpoint) -> LocalAddress | None:
         now = time.monotonic_ns()
@@ -209,7 +212,7 @@ class Reading:
             subflows = self._read(full)
             remote_token = next((d.remote_token for d in self._details.values() if d.remote_token), 0)
         mptcp = full.mptcp
-        alive = [entry.tcp for entry in full.subflows if entry.tcp.state in _STATES]
+        alive = [entry.tcp for entry in full.subflows if entry.tcp.state in SUBFLOW_STATES]
         unacked = (mptcp.write_seq - mptcp.snd_una) & 0xFFFFFFFFFFFFFFFF
         return ConnectionInfo(
             is_multipath=True,
@@ -254,7 +257,7 @@ class Reading:
         found: list[SubflowInfo] = []
         details_of, see = self._details, self._ids.see
         for entry in full.subflows:
-            state = _STATES.get(entry.tcp.state)
+            state = SUBFLOW_STATES.get(entry.tcp.state)
             if state is None:
                 continue
             number = see(entry)
@@ -301,12 +304,12 @@ class Reading:
         if diag is not None:
             with contextlib.suppress(OSError):
                 sock = diag.mptcp_socket(token)
-                return _CONNECTION_STATES.get(sock.state, "closed") if sock is not None else "closed"
+                return CONNECTION_STATES.get(sock.state, "closed") if sock is not None else "closed"
         return "established"
 
     def _plain(self) -> list[SubflowInfo]:
         tcp = tcp_info(self._fd)
-        state = _STATES.get(tcp.state)
+        state = SUBFLOW_STATES.get(tcp.state)
         if state is None:
             return []
         if state is SubflowState.ACTIVE and is_stale(tcp):
@@ -328,7 +331,7 @@ class Reading:
             remote_token=0,
             version=-1,
             checksum=False,
-            state=_CONNECTION_STATES.get(tcp.state, "closed"),
+            state=CONNECTION_STATES.get(tcp.state, "closed"),
             bytes_sent=sum(s.bytes_sent for s in subflows),
             bytes_acked=sum(s.bytes_acked for s in subflows),
             bytes_received=sum(s.bytes_received for s in subflows),
