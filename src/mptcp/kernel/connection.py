@@ -65,6 +65,8 @@ class KernelConnection(ConnectionEvents):
         self._usable_after_s = USABLE_S[0]
         self._watches_usable = False
         self._wishes: list[Callable[[], None]] = []
+        #: Called with the ends of a subflow that the program itself is about to close, with the lock held.
+        self.on_own_close: Callable[[Endpoint, Endpoint], None] | None = None
         super().__init__(fd, monitor, reading, ids, surroundings, lock)
         self._address_ids = AddressIds(self.initial_local.address)
 
@@ -130,12 +132,14 @@ class KernelConnection(ConnectionEvents):
                 raise
             return number
 
-    def close_subflow(self, number: int, reset: bool = False) -> None:
-        """Closes one subflow: FIN, or RST (which works under any path manager)."""
+    def close_subflow(self, number: int, reset: bool = False, *, reason: str = "") -> None:
+        """Closes one subflow: FIN, or RST (which works under any path manager). ``reason``: what its event will say."""
         with self.lock, _no_such_subflow(number):
             self._check_multipath()
             local, remote = self._ends(number)
-            self._closing[number] = "closed" if reset else "local"
+            self._closing[number] = reason or ("closed" if reset else "local")
+            if not reason and self.on_own_close is not None:
+                self.on_own_close(local, remote)
             try:
                 if reset:
                     self._control.reset_subflow(self._fd, self.token, local, remote)

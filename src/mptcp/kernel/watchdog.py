@@ -34,6 +34,15 @@ class FailurePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Failing:
+    """The retransmission timer of this subflow has expired once more, ``timeouts`` times in a row by now."""
+
+    local: Endpoint
+    remote: Endpoint
+    timeouts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """This subflow is dead, and another one is not."""
 
@@ -50,13 +59,13 @@ class OpenFresh:
     remote: Endpoint
 
 
-Verdict = Reset | OpenFresh
+Verdict = Failing | Reset | OpenFresh
 
 
 class Watchdog:
     """The judge of one connection: ``judge`` for every look at it, ``interval_us`` says when the next one is due."""
 
-    __slots__ = ("_busy", "_idle_since", "_policy", "_rescues", "_seen_working")
+    __slots__ = ("_backoffs", "_busy", "_idle_since", "_policy", "_rescues", "_seen_working")
 
     def __init__(self, policy: FailurePolicy) -> None:
         self._policy = policy
@@ -64,6 +73,13 @@ class Watchdog:
         self._idle_since = -1  # data in flight and no subflow that carries any, since then
         self._seen_working = False
         self._rescues: list[int] = []
+        self._backoffs: dict[tuple[Endpoint, Endpoint], int] = {}
+
+    def rest(self) -> None:
+        """Nothing is in flight: nothing can be wrong, as far as anybody could tell."""
+        self._busy = self._seen_working = False
+        self._idle_since = -1
+        self._backoffs.clear()
 
     @property
     def interval_us(self) -> int:
@@ -72,16 +88,28 @@ class Watchdog:
     def judge(self, info: FullInfo, now: int) -> list[Verdict]:
         self._busy = info.mptcp.write_seq != info.mptcp.snd_una
         subflows = [entry for entry in info.subflows if entry.tcp.state == ESTABLISHED]
+        verdicts = self._failing(subflows)
         dead = [entry for entry in subflows if self._is_dead(entry)]
         # Never the last one: a connection without subflows ends, and the only path may come back.
         alive = [entry for entry in subflows if not entry.tcp.backoff]
         if not alive:
             self._idle_since = -1
-            return []
-        verdicts: list[Verdict] = [Reset(entry.local, entry.remote, entry.tcp.backoff) for entry in dead]
+            return verdicts
+        verdicts += [Reset(entry.local, entry.remote, entry.tcp.backoff) for entry in dead]
         if self._is_stuck(alive, now):
             best = min(alive, key=lambda entry: entry.tcp.rtt)
             verdicts.append(OpenFresh(best.local, best.remote))
+        return verdicts
+
+    def _failing(self, subflows: Sequence[SubflowEntry]) -> list[Verdict]:
+        before, self._backoffs = self._backoffs, {}
+        verdicts: list[Verdict] = []
+        for entry in subflows:
+            if entry.tcp.backoff and entry.tcp.unacked:
+                ends = (entry.local, entry.remote)
+                self._backoffs[ends] = entry.tcp.backoff
+                if entry.tcp.backoff > before.get(ends, 0):
+                    verdicts.append(Failing(*ends, entry.tcp.backoff))
         return verdicts
 
     def _is_dead(self, entry: SubflowEntry) -> bool:

@@ -5,7 +5,7 @@ import dataclasses
 from mptcp.info import Endpoint
 from mptcp.kernel.layout import ESTABLISHED, SYN_SENT, MptcpInfo, TcpInfo
 from mptcp.kernel.sockopt import FullInfo, SubflowEntry
-from mptcp.kernel.watchdog import MAX_RESCUES, FailurePolicy, OpenFresh, Reset, Watchdog
+from mptcp.kernel.watchdog import MAX_RESCUES, Failing, FailurePolicy, OpenFresh, Reset, Watchdog
 
 ENDS = [(Endpoint.parse(f"10.0.{i}.1", 1000 + i), Endpoint.parse(f"10.0.{i}.2", 80)) for i in range(3)]
 
@@ -24,26 +24,33 @@ def look(*subflows: SubflowEntry, in_flight: int = 100_000) -> FullInfo:
 def test_a_subflow_that_timed_out_beside_one_that_works_is_reset() -> None:
     watchdog = Watchdog(FailurePolicy())
     verdicts = watchdog.judge(look(subflow(0, backoff=1, unacked=9), subflow(1, unacked=5)), 0)
-    assert verdicts == [Reset(*ENDS[0], 1)]
+    assert verdicts == [Failing(*ENDS[0], 1), Reset(*ENDS[0], 1)]
 
 
 def test_so_it_is_beside_a_backup_that_idles() -> None:
     watchdog = Watchdog(FailurePolicy())
-    assert watchdog.judge(look(subflow(0, backoff=1, unacked=9), subflow(1)), 0) == [Reset(*ENDS[0], 1)]
+    assert Reset(*ENDS[0], 1) in watchdog.judge(look(subflow(0, backoff=1, unacked=9), subflow(1)), 0)
 
 
 def test_the_last_one_is_never_reset() -> None:
     # A connection may wait for its path to come back.
     watchdog = Watchdog(FailurePolicy())
-    assert watchdog.judge(look(subflow(0, backoff=3, unacked=9)), 0) == []
-    assert watchdog.judge(look(subflow(0, backoff=3, unacked=9), subflow(1, backoff=1, unacked=1)), 0) == []
-    assert watchdog.judge(look(subflow(0, backoff=3, unacked=9), subflow(1, state=SYN_SENT)), 0) == []
+    dead = subflow(0, backoff=3, unacked=9)
+    for others in ([], [subflow(1, backoff=1, unacked=1)], [subflow(1, state=SYN_SENT)]):
+        assert not [v for v in watchdog.judge(look(dead, *others), 0) if isinstance(v, Reset)]
 
 
 def test_a_patient_policy_waits_for_more_timeouts() -> None:
     watchdog = Watchdog(FailurePolicy(timeouts=3))
-    assert watchdog.judge(look(subflow(0, backoff=2, unacked=9), subflow(1)), 0) == []
-    assert watchdog.judge(look(subflow(0, backoff=3, unacked=9), subflow(1)), 0) == [Reset(*ENDS[0], 3)]
+    assert watchdog.judge(look(subflow(0, backoff=2, unacked=9), subflow(1)), 0) == [Failing(*ENDS[0], 2)]
+    assert Reset(*ENDS[0], 3) in watchdog.judge(look(subflow(0, backoff=3, unacked=9), subflow(1)), 0)
+
+
+def test_each_timeout_is_told_once() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    told = [watchdog.judge(look(subflow(0, backoff=n, unacked=9)), 0) for n in (0, 1, 1, 2, 2, 0, 1)]
+    expected = [[], [Failing(*ENDS[0], 1)], [], [Failing(*ENDS[0], 2)], [], [], [Failing(*ENDS[0], 1)]]
+    assert told == expected
 
 
 def test_data_in_flight_and_every_subflow_idle_is_stuck() -> None:

@@ -1,0 +1,481 @@
+"""The core's path managers on connections of the kernel, and what the watchdog says carried out.
+
+Facts come from the kernel's events and from rtnetlink, actions go through the kernel's commands. ``ManagedConnection`` is
+one connection; ``Managing`` looks after all that a process (or a namespace, for ``mptcp pm``) has, in the monitor's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final
+
+from mptcp.core.multipath.special_addresses import is_special
+from mptcp.core.path_managers.base import (
+    Action,
+    AnnounceAddress,
+    CloseSubflow,
+    Facts,
+    OpenSubflow,
+    PathManager,
+    SetBackup,
+    WithdrawAddress,
+)
+from mptcp.core.units import MILLISECOND, NEVER, SECOND
+from mptcp.info import Endpoint, PathInfo
+from mptcp.kernel.addresses import AddressChange
+from mptcp.kernel.connection_events import close_reason
+from mptcp.kernel.layout import ESTABLISHED
+from mptcp.kernel.monitor import HungUp, Monitor, Notice, Overflow, PollTurn, Subscriber
+from mptcp.kernel.pm_events import FLAG_DENY_JOIN_ID0, PmEvent, PmEventKind
+from mptcp.kernel.steering import Steering, now_us
+from mptcp.kernel.watchdog import Failing, FailurePolicy, OpenFresh, Reset, Verdict, Watchdog
+
+#: What a path manager asks for at one call; more is its fault and is not done.
+MAX_ACTIONS: Final = 64
+#: Actions of one connection that wait until it is fully established, or for the kernel to be able to.
+MAX_PENDING: Final = 64
+#: Addresses of a peer.
+MAX_REMOTES: Final = 64
+#: A subflow whose SYN nobody answers shows in no event: after this it counts as lost.
+CONNECT_TIMEOUT_US: Final = 30 * SECOND
+#: What has to wait is tried again after 20, 40, 80, ... ms, so many times; then only when data has moved.
+RETRY_US: Final = 20 * MILLISECOND
+MAX_RETRIES: Final = 6
+#: How often a path manager that waits for data is asked.
+DATA_INTERVAL_US: Final = 100 * MILLISECOND
+#: The kernel's readings of connections without anything in flight are this far apart at most; see ``Managing``.
+MIN_TICK_US: Final = 5 * MILLISECOND
+
+
+class _Path:
+    __slots__ = ("info", "is_open", "lost_at")
+
+    def __init__(self, info: PathInfo, is_open: bool, lost_at: int) -> None:
+        self.info = info
+        self.is_open = is_open
+        self.lost_at = lost_at  # when it counts as lost, if it is not open by then
+
+
+class ManagedConnection(Subscriber):
+    """One connection under a path manager (None: none) and a watchdog (None: none).
+
+    Notices come by ``inbox`` and ``work``; ``turn`` is called when ``next_us`` has come. Any thread may call either.
+    """
+
+    def __init__(
+        self,
+        steering: Steering,
+        manager: PathManager | None,
+        policy: FailurePolicy | None,
+        *,
+        is_client: bool,
+        local: Endpoint,
+        remote: Endpoint,
+        denies_join_to_initial: bool = False,
+        remotes: Iterable[tuple[int, Endpoint]] = (),
+        lock: threading.RLock | None = None,
+    ) -> None:
+        self.inbox: deque[Notice] = deque()
+        self.is_over = False
+        self.next_us = 0
+        self.failed_actions = 0
+        self.local, self.remote, self.is_client = local, remote, is_client
+        self.on_sooner: Callable[[], None] | None = None
+        self.on_report: Callable[[str], None] | None = None
+        self._lock = lock or threading.RLock()
+        self._steering = steering
+        self._manager = manager
+        self._watchdog = Watchdog(policy) if policy is not None else None
+        self._denies_join = denies_join_to_initial
+        self._remotes: dict[int, Endpoint] = dict(remotes)
+        self._paths: dict[tuple[Endpoint, Endpoint], _Path] = {}
+        self._next_id = 1
+        self._started = False
+        self._reasons: dict[tuple[Endpoint, Endpoint], str] = {}  # why this side has closed what is about to close
+        self._pending: list[Action] = []
+        self._tries = 0
+        self._retry_at = NEVER
+        self._moved = (-1, -1)
+        self._look_at = 0
+
+    # --- from outside --------------------------------------------------------------------------------------------------
+    @property
+    def manager_name(self) -> str:
+        return self._manager.name if self._manager is not None else ""
+
+    def start(self) -> None:
+        """Reads what there is already, and lets the path manager begin with it."""
+        with self._lock:
+            self._synchronise()
+            self._begin()
+            self._plan()
+
+    def replace(self, manager: PathManager | None) -> None:
+        """Another path manager takes over; it hears of what there is as of a connection just established."""
+        with self._lock:
+            self._manager = manager
+            self._pending.clear()
+            self._started = False
+            self._begin()
+            self._plan()
+
+    def note_closed(self, local: Endpoint, remote: Endpoint, reason: str = "local") -> None:
+        """The program itself is about to close this subflow: no failure, and not to be opened again."""
+        self._reasons[local, remote] = reason
+
+    def note_remote(self, remote: Endpoint) -> None:
+        """The program knows another address of the peer."""
+        with self._lock:
+            if remote not in self._remotes.values() and len(self._remotes) < MAX_REMOTES:
+                self._remotes[-1 - len(self._remotes)] = remote
+                self._ask(lambda manager, facts: manager.on_remote_address(facts, remote))
+            self._plan()
+
+    def work(self) -> None:
+        with self._lock:
+            while self.inbox:
+                notice = self.inbox.popleft()
+                if not self.is_over:
+                    self._handle(notice)
+            self._plan()
+
+    def turn(self, now: int) -> None:
+        """Timers, what has to be tried again, and a look at how the subflows are doing."""
+        with self._lock:
+            if self.is_over:
+                return
+            for ends, path in list(self._paths.items()):
+                if not path.is_open and path.lost_at <= now:
+                    self._closed(ends, "timeout")
+            if self._manager is not None and self._manager.deadline() <= now:
+                self._ask(lambda manager, facts: manager.on_timer(facts))
+            if self._look_at <= now:
+                self._look(now)
+            if self._retry_at <= now:
+                self._retry(now)
+            self._plan()
+
+    # --- notices -------------------------------------------------------------------------------------------------------
+    def _handle(self, notice: Notice) -> None:
+        match notice:
+            case PmEvent():
+                self._handle_event(notice)
+            case AddressChange():
+                self._handle_address(notice.local.address, notice.available)
+            case Overflow() | PollTurn():
+                self._synchronise()
+            case HungUp():
+                self.is_over = True
+
+    def _handle_event(self, event: PmEvent) -> None:
+        local, remote = event.local, event.remote
+        match event.kind:
+            case PmEventKind.ESTABLISHED:
+                self._denies_join = bool(event.flags & FLAG_DENY_JOIN_ID0)
+                self._opened((self.local, self.remote), False)
+                self._begin()
+            case PmEventKind.SUBFLOW_ESTABLISHED if local is not None and remote is not None:
+                self._opened((local, remote), event.backup)
+                # A join that succeeded shows that the connection is fully established.
+                self._retry_at = 0 if self._pending else NEVER
+            case PmEventKind.SUBFLOW_CLOSED if local is not None and remote is not None:
+                reason = "peer" if event.error == 0 else close_reason(event)
+                self._closed((local, remote), self._reasons.pop((local, remote), reason))
+            case PmEventKind.SUBFLOW_PRIORITY if local is not None and remote is not None:
+                path = self._find((local, remote))
+                if path is not None:
+                    path.info.backup = event.backup
+            case PmEventKind.ANNOUNCED if remote is not None:
+                remote = remote if remote.port else Endpoint(remote.address, self.remote.port)
+                if event.remote_id in self._remotes or len(self._remotes) < MAX_REMOTES:
+                    self._remotes[event.remote_id] = remote
+                    announced = remote
+                    self._ask(lambda manager, facts: manager.on_remote_address(facts, announced))
+            case PmEventKind.REMOVED:
+                self._remotes.pop(event.remote_id, None)
+            case PmEventKind.CLOSED:
+                self.is_over = True
+
+    def _handle_address(self, address: bytes, available: bool) -> None:
+        if not available:
+            # The kernel takes no notice (kernel documentation: addresses are the user's business): what started there
+            # cannot work any more, and the peer has to hear of it (RFC 8684 §3.4.2).
+            gone = [ends for ends in self._paths if ends[0].address == address]
+            for ends in gone:
+                self._reasons[ends] = "address-removed"
+                self._attempt(partial(self._steering.close_subflow, *ends, True, "address-removed"))
+            if gone:
+                self._attempt(partial(self._steering.withdraw, address))
+        self._ask(lambda manager, facts: manager.on_local_address(facts, address, available))
+
+    def _opened(self, ends: tuple[Endpoint, Endpoint], backup: bool) -> None:
+        path = self._find(ends)
+        if path is None:
+            path = self._add(ends, backup)
+        elif path.is_open:
+            return
+        path.is_open = True
+        # Of the B flags, the event has the peer's; that of our own SYN is in the path already.
+        path.info.backup = path.info.backup or backup
+        if self._started:
+            self._ask(lambda manager, facts: manager.on_subflow_established(facts, *ends))
+
+    def _closed(self, ends: tuple[Endpoint, Endpoint], reason: str) -> None:
+        path = self._find(ends)
+        if path is None:
+            return
+        del self._paths[path.info.local, path.info.remote]
+        self._ask(lambda manager, facts: manager.on_subflow_closed(facts, *ends, reason))
+
+    def _find(self, ends: tuple[Endpoint, Endpoint]) -> _Path | None:
+        """The path with these ends; an expected one whose local port nobody knew gets it."""
+        path = self._paths.get(ends)
+        if path is None:
+            expected = (Endpoint(ends[0].address, 0), ends[1])
+            path = self._paths.pop(expected, None)
+            if path is not None:
+                path.info.local = ends[0]
+                self._paths[ends] = path
+        return path
+
+    def _add(self, ends: tuple[Endpoint, Endpoint], backup: bool) -> _Path:
+        info = PathInfo(self._next_id, *ends, backup)
+        self._next_id += 1
+        path = self._paths[ends] = _Path(info, False, now_us() + CONNECT_TIMEOUT_US)
+        return path
+
+    def _synchronise(self) -> None:
+        """Compares with what the kernel lists now."""
+        try:
+            full = self._steering.read()
+        except OSError:
+            self.is_over = True
+            return
+        there = {(entry.local, entry.remote) for entry in full.subflows if entry.tcp.state == ESTABLISHED}
+        for ends in there:
+            self._opened(ends, False)
+        for ends in [ends for ends, path in self._paths.items() if path.is_open and ends not in there]:
+            self._closed(ends, self._reasons.pop(ends, "unknown"))
+
+    # --- the path manager ------------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        if not self._started and not self.is_over and self._paths:
+            self._started = True
+            self._ask(lambda manager, facts: manager.on_established(facts))
+
+    def _ask(self, question: Callable[[PathManager, Facts], Sequence[Action]]) -> None:
+        """Puts a question to the manager, and does what it answers."""
+        if self._manager is None or self.is_over:
+            return
+        for action in question(self._manager, self._facts())[:MAX_ACTIONS]:
+            self._carry_out(action)
+
+    def _facts(self) -> Facts:
+        remotes = [] if self._denies_join else [self.remote]
+        remotes += [endpoint for endpoint in self._remotes.values() if endpoint not in remotes]
+        return Facts(
+            self.is_client,
+            [address for address in self._steering.local_addresses() if not is_special(address)],
+            [endpoint for endpoint in remotes if not is_special(endpoint.address)],
+            self.local,
+            self.remote,
+            [path.info for path in self._paths.values()],
+            now_us(),
+        )
+
+    def _carry_out(self, action: Action) -> None:
+        try:
+            self._do(action)
+        except OSError as error:
+            # Before data has gone both ways the kernel opens nothing; and what an address family or a port forbids it
+            # will never do. The manager hears of what happens as facts.
+            if error.errno == errno.EAGAIN and len(self._pending) < MAX_PENDING:
+                self._pending.append(action)
+                if self._retry_at == NEVER:
+                    self._tries = 0
+                    self._retry_at = now_us() + RETRY_US
+                return
+            self.failed_actions += 1
+            self._report(f"{_sentence(action)} failed: {error.strerror or error}")
+
+    def _do(self, action: Action) -> None:
+        steering = self._steering
+        match action:
+            case OpenSubflow(local, remote, backup):
+                steering.open_subflow(local, remote, backup)
+                if self._find((local, remote)) is None:
+                    self._add((local, remote), backup)
+            case CloseSubflow(subflow_id, reset):
+                ends = self._ends(subflow_id)
+                self._reasons[ends] = "local"
+                steering.close_subflow(*ends, reset, "local")
+            case AnnounceAddress(local):
+                steering.announce(local)
+            case WithdrawAddress(address):
+                steering.withdraw(address)
+            case SetBackup(subflow_id, backup):
+                ends = self._ends(subflow_id)
+                steering.set_backup(*ends, backup)
+                self._paths[ends].info.backup = backup
+        self._report(f"{_sentence(action)}")
+
+    def _ends(self, subflow_id: int) -> tuple[Endpoint, Endpoint]:
+        for ends, path in self._paths.items():
+            if path.info.id == subflow_id:
+                return ends
+        raise OSError(errno.ENOENT, f"no subflow has the number {subflow_id}")
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.failed_actions += 1
+            self._report(f"failed: {error.strerror or error}")
+
+    def _report(self, line: str) -> None:
+        if self.on_report is not None:
+            self.on_report(line)
+
+    # --- time ------------------------------------------------------------------------------------------------------------
+    def _retry(self, now: int) -> None:
+        pending, self._pending = self._pending, []
+        self._tries += 1
+        self._retry_at = now + (RETRY_US << self._tries) if self._tries < MAX_RETRIES else NEVER - 1
+        for action in pending:
+            self._carry_out(action)
+        if not self._pending:
+            self._retry_at = NEVER
+
+    def _look(self, now: int) -> None:
+        """How the subflows are doing, and whether data has moved."""
+        interval = DATA_INTERVAL_US
+        try:
+            moved = self._steering.position()
+            if self._watchdog is not None:
+                if moved[1]:
+                    self._obey(self._watchdog.judge(self._steering.read(), now))
+                else:
+                    self._watchdog.rest()
+                interval = self._watchdog.interval_us
+        except OSError:
+            self.is_over = True
+            return
+        if moved != self._moved:
+            self._moved = moved
+            if self._pending:
+                self._retry_at = min(self._retry_at, now)
+        manager = self._manager
+        if manager is not None and manager.watches_data:
+            interval = min(interval, DATA_INTERVAL_US)
+            if manager.is_needed(moved[0], moved[1], now):
+                self._ask(lambda manager, facts: manager.on_needed(facts))
+        self._look_at = now + interval
+
+    def _obey(self, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            ends = (verdict.local, verdict.remote)
+            path = self._find(ends)
+            match verdict:
+                case Failing(_, _, timeouts) if path is not None:
+                    self._ask(partial(_on_failing, path.info.id, timeouts))
+                case Reset() if path is not None:
+                    self._reasons[ends] = "timeout"
+                    self._attempt(partial(self._steering.close_subflow, *ends, True, "timeout"))
+                    self._report(f"reset the subflow from {ends[0]} to {ends[1]}: it timed out, another one works")
+                case OpenFresh():
+                    self._carry_out(OpenSubflow(Endpoint(ends[0].address, 0), ends[1]))
+
+    def _plan(self) -> None:
+        """When the next ``turn`` is due."""
+        if self.is_over:
+            self.next_us = NEVER
+            return
+        due = self._retry_at
+        if self._manager is not None:
+            due = min(due, self._manager.deadline())
+        if self._watchdog is not None or self._pending or (self._manager is not None and self._manager.watches_data):
+            due = min(due, self._look_at)
+        due = min([due, *(path.lost_at for path in self._paths.values() if not path.is_open)])
+        sooner = due < self.next_us
+        self.next_us = due
+        if sooner and self.on_sooner is not None:
+            self.on_sooner()
+
+
+class Managing:
+    """The managed connections of one namespace: gives each its turns, one timer for all, in the monitor's thread."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._connections: set[ManagedConnection] = set()
+        self._lock = threading.Lock()
+        self._tick_at = NEVER
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def add(self, connection: ManagedConnection, token: int, fd: int = -1) -> None:
+        """From now on it hears of the connection with that token, and has its turns. ``start`` is called here."""
+        connection.on_sooner = self._sooner
+        with self._lock:
+            self._connections.add(connection)
+        self._monitor.subscribe(token, connection, fd)
+        connection.start()
+        self._sooner()
+
+    def remove(self, connection: ManagedConnection, token: int) -> None:
+        """No further turns: the socket is about to be closed, or nobody manages it any more."""
+        connection.is_over = True
+        with self._lock:
+            self._connections.discard(connection)
+        self._monitor.unsubscribe(token, connection)
+
+    def _sooner(self) -> None:
+        with self._lock:
+            soonest = min((connection.next_us for connection in self._connections), default=NEVER)
+            if soonest >= self._tick_at or soonest >= NEVER:
+                return
+            delay = max(soonest - now_us(), 0)
+            self._tick_at = now_us() + delay
+        self._monitor.call_later(delay / SECOND, self._tick)
+
+    def _tick(self) -> None:
+        now = now_us()
+        if now + MILLISECOND < self._tick_at:
+            return  # an earlier one has taken its place
+        with self._lock:
+            self._tick_at = NEVER
+            over = [connection for connection in self._connections if connection.is_over]
+            self._connections.difference_update(over)
+            due = [connection for connection in self._connections if connection.next_us <= now + MILLISECOND]
+        for connection in due:
+            connection.turn(now)
+        with self._lock:
+            soonest = min((connection.next_us for connection in self._connections), default=NEVER)
+            if soonest >= NEVER:
+                return
+            delay = max(soonest - now_us(), MIN_TICK_US)
+            self._tick_at = now_us() + delay
+        self._monitor.call_later(delay / SECOND, self._tick)
+
+
+def _on_failing(subflow_id: int, timeouts: int, manager: PathManager, facts: Facts) -> Sequence[Action]:
+    return manager.on_subflow_failing(facts, subflow_id, timeouts)
+
+
+def _sentence(action: Action) -> str:
+    match action:
+        case OpenSubflow(local, remote, backup):
+            return f"opening a {'backup ' if backup else ''}subflow from {local.host} to {remote}"
+        case CloseSubflow(subflow_id):
+            return f"closing subflow {subflow_id}"
+        case AnnounceAddress(local):
+            return f"announcing {local.host}"
+        case WithdrawAddress(address):
+            return f"withdrawing {Endpoint(address).host}"
+        case SetBackup(subflow_id, backup):
+            return f"subflow {subflow_id} {'is a backup' if backup else 'is no backup any more'}"
