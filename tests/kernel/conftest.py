@@ -6,6 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from mptcp.info import Endpoint, Support
+from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.control import Control, DirectControl, NoControl
+from mptcp.kernel.monitor import Monitor
+from mptcp.kernel.namespace import NetNamespace
 from mptcp.testing import netns
 
 HERE = __file__.rpartition("/")[0]
@@ -64,19 +69,20 @@ def make_pair() -> Iterator[Callable[..., tuple[socket.socket, socket.socket]]]:
         server_in: netns.Namespace | None = None,
         client_protocol: int = IPPROTO_MPTCP,
         server_protocol: int = IPPROTO_MPTCP,
+        bind: str | None = None,
         keep_listener: bool = True,
         full: bool = True,
     ) -> tuple[socket.socket, socket.socket]:
-        """``full``: an octet has gone each way, so that the connection is fully established."""
+        """``bind``: where the listener is, if not at ``host`` alone. ``full``: an octet has gone each way, so that the connection is fully established."""
         with (server_in or client_in).entered():
             listener = socket.socket(family, socket.SOCK_STREAM, server_protocol)
             opened.append(listener)
-            listener.bind((host, 0))
+            listener.bind((host if bind is None else bind, 0))
             listener.listen()
         with client_in.entered():
             client = socket.socket(family, socket.SOCK_STREAM, client_protocol)
             opened.append(client)
-            client.connect(listener.getsockname()[:2])
+            client.connect((host, listener.getsockname()[1]))
         server, _ = listener.accept()
         opened.append(server)
         if not keep_listener:
@@ -106,6 +112,95 @@ def eventually() -> Callable[..., None]:
             time.sleep(0.002)
 
     return wait
+
+
+@pytest.fixture(scope="module")
+def steered_lab(namespaces: None) -> Iterator[netns.Lab]:
+    """Three paths between two namespaces with the user-space path manager; shared by a module's tests."""
+    with netns.Lab(3, client_kernel=True) as lab:
+        for namespace in (lab.client, lab.server):
+            try:
+                namespace.sysctl("net.mptcp.path_manager", "userspace")
+            except FileNotFoundError:
+                namespace.sysctl("net.mptcp.pm_type", 1)
+        yield lab
+
+
+class Steered:
+    """Both ends of a connection between two namespaces, each steered and watched by its own side."""
+
+    def __init__(
+        self, lab: netns.Lab, client: socket.socket, server: socket.socket, sides: Callable[..., KernelConnection]
+    ) -> None:
+        self.lab, self.client_socket, self.server_socket = lab, client, server
+        self.client = sides(client, lab.client, accepted=False)
+        self.server = sides(server, lab.server, accepted=True)
+        self.port = server.getsockname()[1]
+
+    def local(self, path: int, port: int = 0, family: int = 4) -> Endpoint:
+        """The client's address on a path."""
+        return Endpoint.parse(self.lab.client_address(path, family), port)
+
+    def remote(self, path: int, port: int = 0, family: int = 4) -> Endpoint:
+        """The server's address on a path, with the port it listens on."""
+        return Endpoint.parse(self.lab.server_address(path, family), port or self.port)
+
+    def exchange(self, count: int = 1000) -> None:
+        """The connection still carries octets both ways."""
+        for sender, receiver in (
+            (self.client_socket, self.server_socket), (self.server_socket, self.client_socket)
+        ):  # fmt: skip
+            sender.sendall(bytes(count))
+            left = count
+            while left:
+                left -= len(receiver.recv(left))
+
+
+@pytest.fixture
+def make_steered(
+    steered_lab: netns.Lab, make_pair: Callable[..., tuple[socket.socket, socket.socket]]
+) -> Iterator[Callable[..., Steered]]:
+    """Connects across ``steered_lab``. ``heard``: with the kernel's events; ``privileged``: with the right to steer."""
+    made: list[KernelConnection] = []
+    monitors: dict[tuple[int, bool, bool], tuple[NetNamespace, Control, Monitor]] = {}
+
+    def side(where: netns.Namespace, heard: bool, privileged: bool) -> tuple[NetNamespace, Control, Monitor]:
+        key = where.fileno(), heard, privileged
+        if key not in monitors:
+            namespace = NetNamespace(where.fileno())
+            nobody = NoControl(Support(False, "steering connections needs CAP_NET_ADMIN", "ask for it"))
+            control: Control = DirectControl(namespace) if privileged else nobody
+            monitors[key] = namespace, control, Monitor(namespace, control if heard else nobody)
+        return monitors[key]
+
+    def make(
+        family: int = 4, *, heard: bool = True, privileged: bool = True, full: bool = True, **options: object
+    ) -> Steered:
+        for where in (steered_lab.client, steered_lab.server):
+            side(where, heard, privileged)  # what happens while connecting is heard of, too
+        pair = make_pair(
+            steered_lab.client,
+            steered_lab.server_address(1, family),
+            socket.AF_INET if family == 4 else socket.AF_INET6,
+            server_in=steered_lab.server,
+            bind="",
+            full=full,
+            **options,
+        )
+
+        def connection(sock: socket.socket, where: netns.Namespace, accepted: bool) -> KernelConnection:
+            made.append(KernelConnection(sock.fileno(), *side(where, heard, privileged), accepted=accepted))
+            return made[-1]
+
+        return Steered(steered_lab, *pair, connection)
+
+    yield make
+    for connection in made:
+        connection.close()
+    for namespace, control, monitor in monitors.values():
+        monitor.close()
+        control.close()
+        namespace.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ from mptcp.kernel.layout import ESTABLISHED
 from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import PathManagerNetlink
-from mptcp.kernel.reading import Reading, Surroundings, surroundings_of
+from mptcp.kernel.reading import SUBFLOW_STATES, Reading, Surroundings, surroundings_of
 from mptcp.kernel.subflow_ids import SubflowIds
 
 #: Subflows of one connection, unless its owner says otherwise; the kernel itself has no limit under the user-space path
@@ -195,9 +195,8 @@ class KernelConnection(ConnectionEvents):
         connection's."""
         with self.lock:
             self._check_multipath()
-            self._look()
             numbers = self._address_ids.of_address(address)
-            from_here = [n for n in self.ids.living() if (e := self.ids.endpoints(n)) and e[0].address == address]
+            from_here = [n for n in self._look() if (ends := self.ids.endpoints(n)) and ends[0].address == address]
             if not numbers and not from_here:
                 raise PathError(f"{Endpoint(address).host} is no address of this connection", errno.EADDRNOTAVAIL)
             if not numbers:
@@ -308,17 +307,13 @@ class KernelConnection(ConnectionEvents):
             finally:
                 netlink.close()
 
-    def _look(self) -> None:
-        """Gives numbers to what the kernel lists now."""
-        for entry in sockopt.full_info(self._fd).subflows:
-            if entry.local.port and entry.remote.port:
-                self.ids.see(entry)
+    def _look(self) -> set[int]:
+        """Gives numbers to what the kernel lists now, but for what is dead: those."""
+        listed = sockopt.full_info(self._fd).subflows
+        return {self.ids.see(entry) for entry in listed if entry.tcp.state in SUBFLOW_STATES}
 
     def _ends(self, number: int) -> tuple[Endpoint, Endpoint]:
-        ends = self.ids.endpoints(number)
-        if ends is None or not ends[0].port:
-            self._look()
-            ends = self.ids.endpoints(number)
+        ends = self.ids.endpoints(number) if number in self._look() else None
         if ends is None:
             raise PathError("no such subflow", errno.ENOENT)
         return ends
@@ -377,8 +372,7 @@ class KernelConnection(ConnectionEvents):
             raise PathError("the connection is over", errno.ENOTCONN)
 
     def _check_room(self) -> None:
-        self._look()
-        if len(self.ids.living()) >= self.max_subflows:
+        if len(self._look() | self._pending.keys()) >= self.max_subflows:
             raise PathError(f"a connection has at most {self.max_subflows} subflows", errno.ENOBUFS)
 
     def _check_remote(self, remote: Endpoint) -> None:

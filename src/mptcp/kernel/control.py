@@ -160,7 +160,13 @@ class DirectControl(Control):
 
     def destroy_subflow(self, fd: int, token: int, local: Endpoint, remote: Endpoint) -> None:
         with explained():
-            self._pm().destroy_subflow(token, local, remote)
+            try:
+                self._pm().destroy_subflow(token, local, remote)
+            except NetlinkError as error:
+                if error.errno != errno.ESRCH or len(local.address) != 4 or len(remote.address) != 4:
+                    raise
+                # An IPv6 socket's connection to an IPv4-mapped address is only found by mapped addresses.
+                self._pm().destroy_subflow(token, mapped(local), mapped(remote))
 
     def reset_subflow(self, fd: int, token: int, local: Endpoint, remote: Endpoint) -> None:
         check_own(fd, local, remote)
@@ -311,6 +317,11 @@ def check_own(fd: int, local: Endpoint, remote: Endpoint) -> None:
     """PathError ENOENT if the socket has no subflow with these addresses and ports."""
     if all((entry.local, entry.remote) != (local, remote) for entry in sockopt.full_info(fd).subflows):
         raise PathError(f"this connection has no subflow from {local} to {remote}", errno.ENOENT)
+
+
+def mapped(endpoint: Endpoint) -> Endpoint:
+    """An IPv4 endpoint as an IPv4-mapped IPv6 one."""
+    return Endpoint(bytes(10) + b"\xff\xff" + endpoint.address, endpoint.port)
 
 
 @contextlib.contextmanager
