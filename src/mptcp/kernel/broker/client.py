@@ -62,19 +62,22 @@ class BrokerConnection:
         The broker's refusals are raised as ``DirectControl`` would raise them.
         """
         with self._lock:
-            self._sequence = sequence = self._sequence + 1 & 0xFFFFFFFF
-            message = self._exchange(request.emit(sequence), fd)
-        try:
-            answer = Answer.parse(message.data)
-            if (answer.operation, answer.sequence) not in {(request.operation, sequence), (0, 0)}:
-                raise ProtocolError("the answer is one to another request")
-            if answer.error:
-                raise _error(answer)
-            return answer, message.take() if message.descriptors else -1
-        except ProtocolError as error:
-            raise OSError(errno.EPROTO, f"the broker at {self.path}: {error}") from None
-        finally:
-            message.close()
+            self._sequence = self._sequence + 1 & 0xFFFFFFFF
+            message = self._exchange(request.emit(self._sequence), fd)
+            try:
+                answer = Answer.parse(message.data)
+                if answer.operation == 0 == answer.sequence and answer.error:
+                    self._forget()  # it has turned us away, or will not hear us any more
+                elif (answer.operation, answer.sequence) != (request.operation, self._sequence):
+                    raise ProtocolError("the answer is one to another request")
+                if answer.error:
+                    raise _error(answer)
+                return answer, message.take() if message.descriptors else -1
+            except ProtocolError as error:
+                self._forget()
+                raise OSError(errno.EPROTO, f"the broker at {self.path}: {error}") from None
+            finally:
+                message.close()
 
     def _exchange(self, data: bytes, fd: int) -> protocol.Message:
         try:

@@ -96,8 +96,10 @@ class Rule:
             f"from {self.addresses} on interfaces {', '.join(self.interfaces) or 'none'} to {self.remotes}",
             f"options {', '.join(sorted(self.options)) or 'none'}",
             f"sockets of others: {'yes' if self.sockets_of_others else 'no'}",
-            f"at most {self.max_subflows} subflows, {self.max_clients} clients, {self.max_watched} watched, "
-            f"{self.rate_per_s} operations a second (at once: {self.burst})",
+            (
+                f"at most {self.max_subflows} subflows, {self.max_clients} clients, {self.max_watched} watched, "
+                f"{self.rate_per_s} operations a second (at once: {self.burst})"
+            ),
         ]
         return "\n   ".join(lines)
 
