@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mptcp.info import Endpoint
+from mptcp.info import Endpoint, SubflowState
 from mptcp.kernel import segment_routing, sockopt
+from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.control import DirectControl
+from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import PathManagerNetlink
 from mptcp.kernel.segment_routing import FIRST_TABLE, RULE_PRIORITY, TABLES, Mode, SegmentRoutes, free_port
@@ -290,3 +293,38 @@ def test_without_the_capability() -> None:
         pytest.skip(f"user namespaces cannot be made here: {done.stderr.strip()}")
     assert "False" in done.stdout, done.stderr
     assert "CAP_NET_ADMIN" in done.stdout
+
+
+def test_a_subflow_of_a_connection(
+    lab: Lab, tap: Callable[[int], Tap], make_pair: Callable[..., Pair], eventually: Callable[..., None]
+) -> None:
+    """The header is there from the SYN; rule and route go with the subflow, and with the connection."""
+    namespace = NetNamespace(lab.client.fileno())
+    with contextlib.ExitStack() as exits:
+        control = DirectControl(namespace)
+        exits.callback(control.close)
+        monitor = Monitor(namespace, control)
+        exits.callback(monitor.close)
+        client, _ = make_pair(lab.client, lab.server_address(1, 6), socket.AF_INET6, server_in=lab.server)
+        connection = KernelConnection(client.fileno(), namespace, control, monitor)
+        exits.callback(connection.close)
+        seen = tap(2)
+        local, segments = Endpoint.parse(lab.client_address(2, 6)), [Endpoint.parse(SEGMENT).address]
+        with pytest.raises(OSError, match="segments are"):
+            connection.open_subflow(local, connection.initial_remote, segments=[b"1234"])
+        numbers = [connection.open_subflow(local, connection.initial_remote, segments=segments) for _ in range(2)]
+        plain = connection.open_subflow(local, connection.initial_remote)
+        eventually(lambda: sum(s.state is SubflowState.ACTIVE for s in connection.subflows()) == 4)
+        ports = {subflow.id: subflow.local.port for subflow in connection.subflows()}
+        packets = seen.packets()
+        for number in numbers:
+            assert {s for port, s in packets if port == ports[number]} == {
+                segments[0] + connection.initial_remote.address
+            }
+        assert {s for port, s in packets if port == ports[plain]} == {None}
+        assert len(rules(lab)) == len(tables(lab)) == 2
+        connection.close_subflow(numbers[0])
+        eventually(lambda: len(rules(lab)) == len(tables(lab)) == 1)
+        connection.close()
+        assert not rules(lab)
+        assert not tables(lab)

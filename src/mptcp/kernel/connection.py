@@ -11,7 +11,7 @@ import contextlib
 import errno
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mptcp.errors import NotSupportedError, PathError
@@ -25,6 +25,7 @@ from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import PathManagerNetlink
 from mptcp.kernel.reading import SUBFLOW_STATES, Reading, Surroundings, surroundings_of
+from mptcp.kernel.segment_routing import SegmentRoute, SegmentRoutes, free_port
 from mptcp.kernel.subflow_ids import SubflowIds
 
 #: Subflows of one connection, unless its owner says otherwise; the kernel itself has no limit under the user-space path
@@ -67,6 +68,8 @@ class KernelConnection(ConnectionEvents):
         self._wishes: list[Callable[[], None]] = []
         #: Called with the ends of a subflow that the program itself is about to close, with the lock held.
         self.on_own_close: Callable[[Endpoint, Endpoint], None] | None = None
+        self._segment_routes: SegmentRoutes | None = None
+        self._routed: dict[int, SegmentRoute] = {}
         super().__init__(fd, monitor, reading, ids, surroundings, lock)
         self._address_ids = AddressIds(self.initial_local.address)
 
@@ -101,12 +104,20 @@ class KernelConnection(ConnectionEvents):
 
     # --- subflows ----------------------------------------------------------------------------------------------------
     def open_subflow(
-        self, local: Endpoint, remote: Endpoint, *, backup: bool = False, interface: int = 0, wait: bool = False
+        self,
+        local: Endpoint,
+        remote: Endpoint,
+        *,
+        backup: bool = False,
+        interface: int = 0,
+        segments: Sequence[bytes] = (),
+        wait: bool = False,
     ) -> int:
         """Opens a subflow; its number. Whether it comes to anything its events will say (SUBFLOW_ESTABLISHED, or
         SUBFLOW_CLOSED with the reason).
 
-        ``local.port`` 0: any. ``interface``: an index, 0: as routed. Before the connection is fully established: EAGAIN,
+        ``local.port`` 0: any. ``interface``: an index, 0: as routed. ``segments``: packed IPv6 addresses that its packets
+        visit (``segment_routing``, whose errors these may be); it takes CAP_NET_ADMIN of this process. Before the connection is fully established: EAGAIN,
         or with ``wait`` it is opened when it is.
         """
         self._check_remote(remote)
@@ -114,9 +125,13 @@ class KernelConnection(ConnectionEvents):
         with self.lock:
             self._check_multipath()
             self._check_room()
+            if segments and not local.port:
+                local = Endpoint(local.address, free_port(local.address, self._namespace))
             number = self.ids.expect(local, remote)
             self._pending[number] = False
             try:
+                if segments:
+                    self._route(number, local, remote, segments, interface)
                 self._create(number, local, remote, backup, interface)
             except PathError as error:
                 if not wait or error.errno != errno.EAGAIN:
@@ -238,10 +253,20 @@ class KernelConnection(ConnectionEvents):
             self._watches_usable = True
             self._monitor.call_later(0.0, self._grant)
 
+    def note_gone(self, number: int) -> None:
+        """With the lock."""
+        route = self._routed.pop(number, None)
+        if route is not None and self._segment_routes is not None:
+            with contextlib.suppress(OSError):
+                self._segment_routes.remove(route)
+
     def close(self) -> None:
         """Before the socket is closed: no further events, wishes are forgotten. Twice is as good as once."""
         with self.lock:
             self._wishes.clear()
+            self._routed.clear()
+            if self._segment_routes is not None:
+                self._segment_routes.close()
         self.stop()
 
     # --- inside, with the lock ---------------------------------------------------------------------------------------
@@ -318,7 +343,13 @@ class KernelConnection(ConnectionEvents):
             raise PathError("no such subflow", errno.ENOENT)
         return ends
 
+    def _route(self, number: int, local: Endpoint, remote: Endpoint, segments: Sequence[bytes], interface: int) -> None:
+        if self._segment_routes is None:
+            self._segment_routes = SegmentRoutes(self._namespace)
+        self._routed[number] = self._segment_routes.add(local, remote, segments, interface=interface)
+
     def _forget_pending(self, number: int) -> None:
+        self.note_gone(number)
         self._pending.pop(number, None)
         self.ids.withdraw(number)
 

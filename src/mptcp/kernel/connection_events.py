@@ -210,6 +210,7 @@ class ConnectionEvents(Subscriber):
         self._pending.pop(number, None)
         own = self._closing.pop(number, "")
         self.ids.forget(number)
+        self.note_gone(number)
         if not known:
             return  # told already, from what the kernel lists; or it never came to anything, and was not ours
         if own:
@@ -270,6 +271,7 @@ class ConnectionEvents(Subscriber):
         self._pending.pop(number, None)
         ends = self.ids.endpoints(number)
         self.ids.forget(number)
+        self.note_gone(number)
         local, remote = ends if ends is not None else (None, None)
         reason = self._closing.pop(number, UNKNOWN)
         self._put_subflow(EventKind.SUBFLOW_CLOSED, number, local, remote, reason=reason)
@@ -327,6 +329,9 @@ class ConnectionEvents(Subscriber):
             self.changed.notify_all()
             if self.on_news is not None:
                 self.on_news()
+
+    def note_gone(self, number: int) -> None:
+        """With the lock: that subflow is no more."""
 
     def note_usable(self) -> None:
         """With the lock: the peer has shown that further subflows are possible."""
