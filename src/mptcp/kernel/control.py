@@ -171,7 +171,7 @@ class DirectControl(Control):
     def reset_subflow(self, fd: int, token: int, local: Endpoint, remote: Endpoint) -> None:
         check_own(fd, local, remote)
         with explained():
-            self._sock_diag().destroy(local, remote)
+            self._sock_diag().destroy(local, remote, os.fstat(fd).st_ino)
 
     def set_backup(self, fd: int, token: int, local: Endpoint, remote: Endpoint, backup: bool) -> None:
         with explained():

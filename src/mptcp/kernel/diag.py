@@ -195,16 +195,17 @@ class Diag:
                 return subflow
         return None
 
-    def destroy(self, local: Endpoint, remote: Endpoint) -> None:
+    def destroy(self, local: Endpoint, remote: Endpoint, inode: int | None = None) -> None:
         """Ends one subflow with RST, under any path manager. Needs CAP_NET_ADMIN (NetlinkError EPERM).
 
-        PathError (ENOENT) if there is no such subflow: no other socket is ever touched.
+        PathError (ENOENT) if there is no such subflow, or not of the connection whose descriptor has that inode: no other
+        socket is ever touched.
         """
         subflow = self.subflow(local, remote)
         if subflow is None:
             # A lookup does not find what is bound to an interface unless it names it.
             subflow = next((s for s in self.subflows() if (s.local, s.remote) == (local, remote)), None)
-        if subflow is None:
+        if subflow is None or inode not in {None, subflow.inode}:
             raise PathError(f"there is no subflow from {local} to {remote}", errno.ENOENT)
         body = _REQUEST.pack(subflow.family, _IPPROTO_TCP, 0, _ALL_STATES) + subflow.sockid
         self._netlink.request(SOCK_DESTROY, body, what=f"resetting the subflow from {local} to {remote}")
