@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from mptcp.cli import broker, demo, dump, get, serve
+from mptcp.cli import broker, demo, dump, get, ls, serve
 from mptcp.cli import run as run_program
 from mptcp.errors import ConfigurationError
 
@@ -47,6 +47,7 @@ for verb, command in (
     ("dump", dump.dump),
     ("demo", demo.demo),
     ("broker", broker.broker),
+    ("ls", ls.ls),
 ):
     app.command(verb)(interruptible(command))
 app.command("run", context_settings=run_program.CONTEXT)(interruptible(run_program.run))

@@ -312,7 +312,7 @@ def _opened(connection: ListedConnection, facts: Facts, way: WayTo) -> list[Find
                 Finding(
                     Cause.ENDPOINT_UNUSABLE,
                     f"the endpoint {host} is IPv{endpoint.local.family}, the connection IPv{connection.remote.family}",
-                    f"add an endpoint with an IPv{connection.remote.family} address",
+                    _add_endpoint(connection, facts),
                 )
             )
         elif endpoint.local.address not in present:
@@ -371,7 +371,7 @@ def _no_endpoint(connection: ListedConnection, facts: Facts, openers: list[PmAdd
             "has announced none",
             "bring up another interface, or announce an address on the peer",
         )
-    add = f"ip mptcp endpoint add {_text(others[0])} dev {others[0].name} subflow"
+    add = _add_endpoint(connection, facts)
     signal = [e for e in facts.endpoints or [] if e.flags & FLAG_SIGNAL and not e.flags & FLAG_SUBFLOW]
     if signal:
         hosts = ", ".join(e.local.host for e in signal)
@@ -516,6 +516,14 @@ def _other_addresses(connection: ListedConnection, facts: Facts) -> list[LocalAd
         for local in facts.addresses
         if local.address not in in_use and len(local.address) == len(connection.remote.address)
     ]
+
+
+def _add_endpoint(connection: ListedConnection, facts: Facts) -> str:
+    """The command that gives the in-kernel path manager another address to open subflows from."""
+    others = _other_addresses(connection, facts)
+    if not others:
+        return f"ip mptcp endpoint add ADDRESS dev INTERFACE subflow, with an IPv{connection.remote.family} address"
+    return f"ip mptcp endpoint add {_text(others[0])} dev {others[0].name} subflow"
 
 
 def _is_loopback(address: bytes) -> bool:

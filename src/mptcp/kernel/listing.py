@@ -157,5 +157,5 @@ def _listed(
     info.bytes_sent = mptcp.bytes_sent if counted else sent
     info.bytes_acked = mptcp.bytes_acked if counted else acked
     info.bytes_received = mptcp.bytes_received if counted else received
-    info.send_window_bytes = max(0, max(windows) - info.send_buffered_bytes)
+    info.send_window_bytes = max(0, max(windows) - sum(s.in_flight_bytes for s in info.subflows))
     return ListedConnection(sock.local, sock.remote, info, sock.uid, sock.inode, opened_here, sock, subflows)

@@ -213,7 +213,7 @@ class Reading:
             remote_token = next((d.remote_token for d in self._details.values() if d.remote_token), 0)
         mptcp = full.mptcp
         alive = [entry.tcp for entry in full.subflows if entry.tcp.state in SUBFLOW_STATES]
-        unacked = (mptcp.write_seq - mptcp.snd_una) & 0xFFFFFFFFFFFFFFFF
+        in_flight = sum(s.in_flight_bytes for s in subflows)
         return ConnectionInfo(
             is_multipath=True,
             fallback_reason="",
@@ -227,7 +227,7 @@ class Reading:
             bytes_received=mptcp.bytes_received if mptcp.has_counters else sum(s.bytes_received for s in subflows),
             bytes_retransmitted=sum(s.bytes_retransmitted for s in subflows),
             receive_window_bytes=max((tcp.rcv_wnd for tcp in alive), default=0),
-            send_window_bytes=max(0, max((tcp.snd_wnd for tcp in alive), default=0) - unacked),
+            send_window_bytes=max(0, max((tcp.snd_wnd for tcp in alive), default=0) - in_flight),
             send_buffered_bytes=_queued(self._fd, termios.TIOCOUTQ),
             receive_buffered_bytes=_queued(self._fd, termios.FIONREAD),
             subflows=subflows,

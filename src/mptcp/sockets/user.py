@@ -29,6 +29,7 @@ from mptcp.sockets.legacy import AWARE_SETTINGS, LegacyPolicy, MultipathSettings
 from mptcp.sockets.options import IPPROTO_MPTCP, SocketOptions
 from mptcp.sockets.policy import Policy
 from mptcp.sockets.ports import Ports
+from mptcp.sockets.publish import Publisher
 from mptcp.sockets.socket import Socket
 from mptcp.sockets.state import CLOSED
 
@@ -122,6 +123,13 @@ class UserStack(Stack):
         """A copy of the host's counters: what was dropped, refused or worked around, by name."""
         with self.pump.lock:
             return Counters(self.pump.counters)
+
+    def publish(self, program: str = "") -> Publisher:
+        """Other processes of this user can look at the stack (``mptcp ls --stack user``) until the result is closed.
+
+        ``program``: what it is called there; by default what is run. OSError where no socket can be made.
+        """
+        return Publisher(self, program)
 
     def set_policy(self, policy: Policy) -> None:
         """For connections and listeners that begin from now on; a ``legacy_policy`` given to the stack stays."""

@@ -388,10 +388,13 @@ class Connection:
         if self._events is None:
             self._events = EventQueue()
         if subflow is None:
-            self._events.put(Event(kind, now, -1, local, remote, address_id, backup, reason, interface))
+            event = Event(kind, now, -1, local, remote, address_id, backup, reason, interface)
         else:
             tcp = subflow.tcp
-            self._events.put(Event(kind, now, subflow.id, tcp.local, tcp.remote, address_id, backup, reason))
+            event = Event(kind, now, subflow.id, tcp.local, tcp.remote, address_id, backup, reason)
+        self._events.put(event)
+        if self.environment.observer is not None:
+            self.environment.observer(self, event)
 
     def subflow_established(self, subflow: Subflow, now: int) -> None:
         """TCP's handshake is done (for a join, MPTCP's is not)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from mptcp.info import Endpoint
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
+    from mptcp.core.multipath.events import Event
     from mptcp.core.multipath.subflow import Subflow
 
 
@@ -35,6 +36,7 @@ class Environment(ABC):
     races: list[Connection]  # connects that a plain one races at present; some may have ended
     cookies: SynCookies
     cookie: Cookie | None  # while a connection is made for one: its number and key are the cookie's
+    observer: Callable[[Connection, Event], None] | None = None  # hears of every event, besides the connection's user
 
     @abstractmethod
     def mark(self, connection: Connection) -> None:
