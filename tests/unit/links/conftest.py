@@ -12,6 +12,8 @@ from mptcp.core.wire.segment import ACK, FIN, PSH, Segment
 from mptcp.info import Endpoint
 from mptcp.links.base import Link, ReceivedPacket
 
+from .udp_world import Two, World
+
 
 class ScriptedLink(Link):
     """Takes up to ``room`` packets and keeps them in ``sent``; gives what is in ``arriving``."""
@@ -74,3 +76,13 @@ def inner() -> ScriptedLink:
 @pytest.fixture
 def tcp_packet() -> Callable[..., Packet]:
     return make_packet
+
+
+@pytest.fixture(params=[4, 6])
+def world(request: pytest.FixtureRequest) -> World:
+    return World(request.param)
+
+
+@pytest.fixture
+def two(world: World) -> Two:
+    return Two(world)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket as std
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 from mptcp.links.loopback import LoopbackLink
 from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.user import UserStack
+
+from .aio_stacks import Stacks
 
 
 class World:
@@ -91,3 +95,13 @@ def ours() -> Iterator[OurWorld]:
         made = OurWorld(exits)
         exits.callback(made.close)
         yield made
+
+
+@pytest.fixture
+def stacks() -> Iterator[Stacks]:
+    made = Stacks()
+    yield made
+    made.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
