@@ -102,3 +102,18 @@ def test_more_subflows_than_there_was_room_for(
     sockopt._local.buffers = None
     assert len(sockopt.full_info(client.fileno()).subflows) == 1
     assert rooms[0] < 50 <= rooms[1]
+
+
+def test_tcp_info_of_one_subflow(host_namespace: Namespace, make_pair) -> None:
+    client, server = make_pair(host_namespace, "127.0.0.1", full=False)
+    client.sendall(b"x" * 1000)
+    assert len(server.recv(1000, socket.MSG_WAITALL)) == 1000
+    [subflow] = sockopt.full_info(client.fileno()).subflows
+    octets = sockopt.subflow_tcp_info(client.fileno(), subflow.local, subflow.remote)
+    assert len(octets) >= layout.TCP_INFO_SIZE
+    assert layout.TcpInfo.parse(octets).bytes_sent == 1000
+    with pytest.raises(OSError, match="no subflow from") as caught:
+        sockopt.subflow_tcp_info(client.fileno(), subflow.remote, subflow.local)
+    assert caught.value.errno == errno.ENOENT
+    with host_namespace.entered(), socket.socket() as plain, pytest.raises(NotSupportedError):
+        sockopt.subflow_tcp_info(plain.fileno(), subflow.local, subflow.remote)

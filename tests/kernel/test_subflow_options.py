@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mptcp.info import Endpoint
+from mptcp.info import Endpoint, SubflowState
 from mptcp.kernel import bpf, sockopt
 from mptcp.kernel.bpf.option_table import OPTIONS, SOL_IPV6, SOL_SOCKET, SOL_TCP, SubflowOption
 from mptcp.kernel.bpf.subflow_options import SubflowOptions
@@ -256,3 +257,22 @@ def test_without_the_capabilities(namespaces: None) -> None:
     assert told.startswith("False | options of one subflow need CAP_BPF and CAP_PERFMON"), done
     assert error.startswith(f"{errno.EPERM} | "), done
     assert "CAP_BPF and CAP_PERFMON" in error
+
+
+def test_of_a_connection_by_the_number_of_a_subflow(
+    make_steered: Callable[..., Any], eventually: Callable[..., None], options: SubflowOptions
+) -> None:
+    """Through ``KernelConnection``; TCP_INFO without any privilege."""
+    pair = make_steered()
+    number = pair.client.open_subflow(pair.local(2), pair.remote(2))
+    eventually(lambda: [s.state for s in pair.client.subflows()] == [SubflowState.ACTIVE] * 2)
+    pair.client.set_subflow_option(number, SOL_TCP, socket.TCP_USER_TIMEOUT, struct.pack("=i", 999))
+    read = [pair.client.get_subflow_option(n, SOL_TCP, socket.TCP_USER_TIMEOUT, 4) for n in (1, number)]
+    assert [struct.unpack("=i", value)[0] for value in read] == [0, 999]
+    for info in pair.client.subflows():
+        octets = pair.client.get_subflow_option(info.id, SOL_TCP, socket.TCP_INFO, 104)
+        assert len(octets) == 104
+        assert struct.unpack_from("=I", octets, 16) == (info.mss_bytes,)
+    with pytest.raises(OSError, match="no subflow 77") as caught:
+        pair.client.get_subflow_option(77, SOL_TCP, socket.TCP_INFO, 104)
+    assert caught.value.errno == errno.EINVAL

@@ -181,10 +181,12 @@ class KernelConnection(ConnectionEvents):
             self._control.set_subflow_option(self._fd, self.token, local, remote, level, name, value)
 
     def get_subflow_option(self, number: int, level: int, name: int, size: int) -> bytes:
-        """getsockopt on one subflow: up to ``size`` octets."""
+        """getsockopt on one subflow: up to ``size`` octets. TCP_INFO needs no privilege."""
         with self.lock, _no_such_subflow(number):
             self._check_multipath()
             local, remote = self._ends(number)
+            if (level, name) == (socket.IPPROTO_TCP, socket.TCP_INFO):
+                return sockopt.subflow_tcp_info(self._fd, local, remote)[:size]
             return self._control.get_subflow_option(self._fd, self.token, local, remote, level, name, size)
 
     # --- addresses ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import struct
 import threading
 from typing import Any, Final, NamedTuple
 
-from mptcp.errors import NotSupportedError
+from mptcp.errors import NotSupportedError, PathError
 from mptcp.info import Endpoint
 from mptcp.kernel.layout import (
     MPTCP_INFO_SIZE,
@@ -41,6 +41,8 @@ _FIRST_ROOM: Final = 16
 _INFO_ROOM: Final = 256
 #: Two calls that must agree with each other, on kernels without FULL_INFO, are repeated so often.
 _ATTEMPTS: Final = 4
+#: Kernels to come may have more in ``tcp_info``.
+_TCP_INFO_ROOM: Final = 512
 
 _ADDRESSES: Final = 2 * SOCKADDR_STORAGE
 #: ``struct mptcp_subflow_info``: id, padding, local, remote.
@@ -219,6 +221,32 @@ def full_info(fd: int) -> FullInfo:
         if info.total <= buffers.room or buffers.room >= MAX_SUBFLOWS:
             return info
         room = min(MAX_SUBFLOWS, info.total + 8)
+
+
+def subflow_tcp_info(fd: int, local: Endpoint, remote: Endpoint) -> bytes:
+    """``struct tcp_info`` of one subflow, as long as the kernel has it. PathError (ENOENT) if there is no such subflow;
+    NotSupportedError (EOPNOTSUPP) on a socket that is not MPTCP (any more)."""
+    room = _FIRST_ROOM
+    while True:
+        buffers = _take(room)
+        try:
+            octets = ctypes.create_string_buffer(_SUBFLOW_DATA.size + _TCP_INFO_ROOM * buffers.room)
+            for _ in range(_ATTEMPTS):
+                addresses, count, size = _elements(fd, MPTCP_SUBFLOW_ADDRS, buffers.addresses, _ADDRESSES, buffers)
+                tcp, _, tcp_size = _elements(fd, MPTCP_TCPINFO, octets, _TCP_INFO_ROOM, buffers)
+                if addresses == _elements(fd, MPTCP_SUBFLOW_ADDRS, buffers.addresses, _ADDRESSES, buffers)[0]:
+                    break  # nothing came or went meanwhile
+            room = buffers.room
+        finally:
+            _local.buffers = buffers
+        for i in range(min(count, room, len(addresses) // size if size else 0)):
+            element = addresses[i * size : (i + 1) * size]
+            ends = _endpoint(element[:28]), _endpoint(element[SOCKADDR_STORAGE : SOCKADDR_STORAGE + 28])
+            if ends == (local, remote) and (found := tcp[i * tcp_size : (i + 1) * tcp_size]):
+                return found
+        if count <= room or room >= MAX_SUBFLOWS:
+            raise PathError(f"this connection has no subflow from {local} to {remote}", errno.ENOENT)
+        room = min(MAX_SUBFLOWS, count + 8)
 
 
 def _read_full(fd: int, buffers: _Buffers) -> int:
