@@ -171,6 +171,43 @@ def test_wrong_name(stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.S
     assert isinstance(echo.error, ssl.SSLError)  # it was told, by an alert
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("name", ["first", "other"])
+def test_a_certificate_is_compared_with_the_first_address_whatever_subflows_there_are(
+    authority: trustme.CA, client_tls: mptcp.SSLContext, family: int, name: str
+) -> None:
+    # RFC 6897 §6.1: "When TLS compares any addresses used by MPTCP against names or addresses present in X.509
+    # certificates, it MUST only compare them with the address that MPTCP used to start the initial subflow"
+    near, far = zip(*(LoopbackLink.pair(network) for network in "ab"), strict=True)
+    networks = ["10.0.0.", "10.0.1."] if family == 4 else ["fd00::", "fd01::"]
+    first, second = (f"{network}2" for network in networks)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(first, key_type=trustme.KeyType.ECDSA).configure_cert(context)
+    with (
+        mptcp.UserStack(near, {link.name: [f"{n}1"] for link, n in zip(near, networks, strict=True)}) as client,
+        mptcp.UserStack(far, {link.name: [f"{n}2"] for link, n in zip(far, networks, strict=True)}) as server,
+    ):
+        echo = EchoServer(server, context, first)
+        with mptcp.use(client):
+            sock = mptcp.create_connection((first, 443), 10)
+        initial = next(s.id for s in sock.subflows() if s.initial)
+        events = sock.events()
+        while (event := events.get(10)) is not None:
+            if event.kind is mptcp.EventKind.SUBFLOW_ESTABLISHED and event.subflow_id != initial:
+                break
+        sock.close_subflow(initial)
+        assert sock.getpeername()[0] == first
+        if name == "first":
+            with mptcp.wrap_socket(client_tls, sock, sock.getpeername()[0]) as tls:
+                tls.sendall(b"over another subflow")
+                assert _read(tls, 20) == b"over another subflow"
+        else:
+            with pytest.raises(ssl.SSLCertVerificationError, match="not valid for"):
+                mptcp.wrap_socket(client_tls, sock, second)
+            sock.close()
+        echo.finish()
+
+
 def test_wrong_arguments(stacks: Any, client_tls: mptcp.SSLContext, server_tls: ssl.SSLContext) -> None:
     client, _ = stacks
     sock = client.socket()
