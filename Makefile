@@ -42,8 +42,9 @@ format: $(VENV)/.dev ## let ruff put the files into shape
 bench: $(VENV)/.dev ## speed and memory, as a table
 	$(BIN)/python -m benchmarks
 
-docs: $(VENV)/.dev ## write the generated pages (docs/counters.md, tables of docs/kernel.md) anew
+docs: $(VENV)/.dev ## write the generated pages (docs/counters.md, docs/requirements.md, tables of docs/kernel.md) anew
 	$(BIN)/python tools/counters_page.py --write
+	$(BIN)/python tools/requirements_page.py --write
 	$(BIN)/python tools/subflow_options_page.py --write
 
 musts: $(VENV)/.dev ## the MUSTs of an RFC that nothing cites: make musts RFC=path/to/rfc8684.txt
