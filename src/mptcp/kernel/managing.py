@@ -47,8 +47,9 @@ RETRY_US: Final = 20 * MILLISECOND
 MAX_RETRIES: Final = 6
 #: How often a path manager that waits for data is asked.
 DATA_INTERVAL_US: Final = 100 * MILLISECOND
-#: The kernel's readings of connections without anything in flight are this far apart at most; see ``Managing``.
+#: Turns are at least so far apart: one wake-up for many connections.
 MIN_TICK_US: Final = 5 * MILLISECOND
+_GONE: Final = (errno.ENOENT, errno.EINVAL)
 
 
 class _Path:
@@ -202,14 +203,15 @@ class ManagedConnection(Subscriber):
 
     def _handle_address(self, address: bytes, available: bool) -> None:
         if not available:
-            # The kernel takes no notice (kernel documentation: addresses are the user's business): what started there
-            # cannot work any more, and the peer has to hear of it (RFC 8684 §3.4.2).
+            # The kernel takes no notice of an address that goes: what started there cannot work any more, and the peer has
+            # to hear of it (RFC 8684 §3.4.2). REMOVE_ADDR first: it also closes what the kernel knows to be from there, and
+            # the acknowledgement that carries it must not leave by a subflow that is about to be reset.
             gone = [ends for ends in self._paths if ends[0].address == address]
-            for ends in gone:
-                self._reasons[ends] = "address-removed"
-                self._attempt(partial(self._steering.close_subflow, *ends, True, "address-removed"))
             if gone:
+                self._reasons.update(dict.fromkeys(gone, "address-removed"))
                 self._attempt(partial(self._steering.withdraw, address))
+            for ends in gone:
+                self._attempt(partial(self._steering.close_subflow, *ends, True, "address-removed"), *_GONE)
         self._ask(lambda manager, facts: manager.on_local_address(facts, address, available))
 
     def _opened(self, ends: tuple[Endpoint, Endpoint], backup: bool) -> None:
@@ -329,10 +331,13 @@ class ManagedConnection(Subscriber):
                 return ends
         raise OSError(errno.ENOENT, f"no subflow has the number {subflow_id}")
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[], None], *expected: int) -> None:
+        """Errors whose numbers are ``expected`` mean that it has been done already."""
         try:
             action()
         except OSError as error:
+            if error.errno in expected:
+                return
             self.failed_actions += 1
             self._report(f"failed: {error.strerror or error}")
 
@@ -384,7 +389,7 @@ class ManagedConnection(Subscriber):
                     self._ask(partial(_on_failing, path.info.id, timeouts))
                 case Reset() if path is not None:
                     self._reasons[ends] = "timeout"
-                    self._attempt(partial(self._steering.close_subflow, *ends, True, "timeout"))
+                    self._attempt(partial(self._steering.close_subflow, *ends, True, "timeout"), *_GONE)
                     self._report(f"reset the subflow from {ends[0]} to {ends[1]}: it timed out, another one works")
                 case OpenFresh():
                     self._carry_out(OpenSubflow(Endpoint(ends[0].address, 0), ends[1]))

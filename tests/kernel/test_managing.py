@@ -1,0 +1,312 @@
+"""Path managers of the core, and the watchdog, on connections of the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import pytest
+
+from mptcp.core.path_managers.backup import Backup
+from mptcp.core.path_managers.base import PathManager
+from mptcp.core.path_managers.fullmesh import FullMesh
+from mptcp.core.path_managers.ndiffports import Ndiffports
+from mptcp.core.path_managers.on_demand import OnDemand
+from mptcp.core.path_managers.restore import Restore
+from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.managing import ManagedConnection, Managing
+from mptcp.kernel.steering import ConnectionSteering
+from mptcp.kernel.watchdog import FailurePolicy
+
+MIB = 1 << 20
+Steered = Any
+
+
+@pytest.fixture
+def manage() -> Iterator[Callable[..., ManagedConnection]]:
+    """Puts one end of a steered connection under a path manager, and a watchdog."""
+    made: list[tuple[Managing, ManagedConnection, int]] = []
+
+    def put(
+        connection: KernelConnection,
+        manager: PathManager | None,
+        *,
+        is_client: bool = True,
+        policy: FailurePolicy | None = None,
+    ) -> ManagedConnection:
+        monitor, size = connection._monitor, len(connection.initial_local.address)
+        steering = ConnectionSteering(
+            connection._fd, connection, lambda: [a.address for a in monitor.local_addresses() if len(a.address) == size]
+        )
+        managed = ManagedConnection(
+            steering,
+            manager,
+            policy,
+            is_client=is_client,
+            local=connection.initial_local,
+            remote=connection.initial_remote,
+            denies_join_to_initial=connection.denies_join_to_initial,
+            remotes=connection.remote_addresses().items(),
+            lock=connection.lock,
+        )
+        connection.on_own_close = managed.note_closed
+        managing = Managing(monitor)
+        made.append((managing, managed, connection.token))
+        managing.add(managed, connection.token)
+        return managed
+
+    yield put
+    for managing, managed, token in made:
+        managing.remove(managed, token)
+
+
+def pairs(connection: KernelConnection) -> set[tuple[str, str]]:
+    """The addresses of the subflows that work."""
+    return {(s.local.host, s.remote.host) for s in connection.subflows() if s.state.value == "active"}
+
+
+def active(connection: KernelConnection) -> int:
+    return sum(s.state.value == "active" for s in connection.subflows())
+
+
+class Bulk:
+    """Octets from the client to the server as fast as they go; what arrives is digested."""
+
+    def __init__(self, steered: Steered) -> None:
+        self.sender, self.receiver = steered.client_socket, steered.server_socket
+        for sock in (self.sender, self.receiver):
+            sock.settimeout(30)
+        self.block = bytes(range(256)) * 512
+        self.stop = threading.Event()
+        self.sent, self.received = hashlib.sha256(), hashlib.sha256()
+        self.octets = 0
+        self.threads = [threading.Thread(target=self.send), threading.Thread(target=self.receive)]
+        for thread in self.threads:
+            thread.start()
+
+    def send(self) -> None:
+        with contextlib.suppress(OSError):  # then the digests differ
+            while not self.stop.is_set():
+                self.sender.sendall(self.block)
+                self.sent.update(self.block)
+            self.sender.shutdown(socket.SHUT_WR)
+
+    def receive(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.receiver.recv(1 << 18):
+                self.received.update(data)
+                self.octets += len(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever happened, the threads are over before the sockets are closed."""
+        self.stop.set()
+        for thread in self.threads:
+            thread.join(5)
+        for sock in (self.sender, self.receiver):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
+
+    def finish(self) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join(40)
+            assert not thread.is_alive(), "the transfer does not end"
+        assert self.sent.digest() == self.received.digest()
+
+
+@pytest.fixture
+def steered(make_steered: Callable[..., Steered]) -> Steered:
+    """A connection whose server listens at all its addresses."""
+    return make_steered()
+
+
+def straight(steered: Steered, *paths: int) -> set[tuple[str, str]]:
+    """The subflows between the two ends of each of these paths."""
+    return {(steered.local(i).host, steered.remote(i).host) for i in paths}
+
+
+def test_full_mesh_joins_every_address_the_peer_announces(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    manage(steered.client, FullMesh(limit=8))
+    manage(steered.server, FullMesh(), is_client=False)
+    eventually(lambda: active(steered.client) == 8)
+    assert pairs(steered.client) >= straight(steered, 1, 2)
+    assert {local for local, _ in pairs(steered.client)} == {steered.local(i).host for i in (1, 2, 3)}
+    assert {remote for _, remote in pairs(steered.client)} == {steered.remote(i).host for i in (1, 2, 3)}
+    eventually(lambda: active(steered.server) == 8)
+    steered.exchange(200_000)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_is_not_possible_yet_waits_for_the_first_data(
+    make_steered: Callable[..., Steered],
+    manage: Callable[..., ManagedConnection],
+    eventually: Callable[..., None],
+    family: int,
+) -> None:
+    steered = make_steered(family, full=False)
+    managed = manage(steered.client, FullMesh(limit=3))
+    time.sleep(0.1)
+    assert active(steered.client) == 1
+    steered.exchange(1)
+    eventually(lambda: active(steered.client) == 3)
+    assert not managed.failed_actions
+
+
+def test_an_address_that_goes_takes_its_subflows_along_and_brings_them_back(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    manage(steered.client, Restore())
+    steered.client.open_subflow(steered.local(2), steered.remote(2))
+    eventually(lambda: pairs(steered.client) == straight(steered, 1, 2))
+    interface, address = "c2", f"{steered.local(2).host}/24"
+    before = steered.lab.server.counters()["MPTcpExtRmAddr"]
+    steered.lab.client.ip(f"addr del {address} dev {interface}")
+    try:
+        eventually(lambda: pairs(steered.client) == straight(steered, 1))
+        eventually(lambda: active(steered.server) == 1)
+        assert steered.lab.server.counters()["MPTcpExtRmAddr"] == before + 1
+        steered.exchange()
+    finally:
+        steered.lab.client.ip(f"addr add {address} dev {interface}")
+    eventually(lambda: pairs(steered.client) == straight(steered, 1, 2))
+    steered.exchange(100_000)
+
+
+def test_a_link_that_goes_down_does_so_too(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    manage(steered.client, Restore())
+    steered.client.open_subflow(steered.local(2), steered.remote(2))
+    eventually(lambda: active(steered.client) == 2)
+    steered.lab.set_link(2, False, side="client")
+    try:
+        eventually(lambda: pairs(steered.client) == straight(steered, 1))
+    finally:
+        steered.lab.set_link(2, True, side="client")
+    eventually(lambda: pairs(steered.client) == straight(steered, 1, 2))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_what_the_program_closes_stays_closed(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None], reset: bool
+) -> None:
+    managed = manage(steered.client, FullMesh(limit=3))
+    eventually(lambda: active(steered.client) == 3)
+    number = next(s.id for s in steered.client.subflows() if s.local.address == steered.local(3).address)
+    steered.client.close_subflow(number, reset)
+    eventually(lambda: active(steered.client) == 2)
+    steered.exchange()
+    assert managed.next_us > time.monotonic_ns() // 1000 + 10_000_000  # nothing is going to be tried again
+    assert active(steered.client) == 2
+
+
+def test_what_fails_is_opened_again_after_a_second(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    manage(steered.client, Restore())
+    steered.client.open_subflow(steered.local(2), steered.remote(2))
+    eventually(lambda: active(steered.server) == 2)
+    second = next(s.id for s in steered.server.subflows() if s.local.address == steered.remote(2).address)
+    began = time.monotonic()
+    steered.server.close_subflow(second, reset=True)
+    eventually(lambda: active(steered.client) == 1)
+    eventually(lambda: active(steered.client) == 2)
+    assert time.monotonic() - began >= 1.0
+    steered.exchange()
+
+
+def test_another_manager_takes_over_during_the_connection(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    managed = manage(steered.client, None)
+    assert active(steered.client) == 1
+    managed.replace(Ndiffports(3))
+    eventually(lambda: active(steered.client) == 3)
+    assert pairs(steered.client) == straight(steered, 1)
+    managed.replace(FullMesh(limit=5))
+    eventually(lambda: active(steered.client) == 5)
+
+
+def test_on_demand_waits_for_data(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    manage(steered.client, OnDemand(FullMesh(limit=2), after_bytes=256 * 1024))
+    steered.exchange(20_000)
+    time.sleep(0.3)
+    assert active(steered.client) == 1
+    steered.exchange(200_000)
+    eventually(lambda: active(steered.client) == 2)
+
+
+def test_the_watchdog_resets_a_dead_subflow_and_the_transfer_goes_on(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    manage(steered.client, Restore(), policy=FailurePolicy())
+    steered.client.open_subflow(steered.local(2), steered.remote(2))
+    eventually(lambda: active(steered.server) == 2)
+    with Bulk(steered) as bulk:
+        time.sleep(0.3)
+        steered.lab.blackhole(2)
+        try:
+            began = time.monotonic()
+            eventually(lambda: pairs(steered.client) == straight(steered, 1))
+            gone_after = time.monotonic() - began
+            before = bulk.octets
+            eventually(lambda: bulk.octets > before + MIB)
+        finally:
+            steered.lab.heal(2)
+        eventually(lambda: pairs(steered.client) == straight(steered, 1, 2), 10)
+        bulk.finish()
+        assert gone_after < 2
+        reasons = [e.reason for e in iter(steered.client.poll_event, None) if e.kind.value == "subflow-closed"]
+        assert reasons[0] == "timeout"
+
+
+def test_the_watchdog_leaves_the_last_subflow_alone(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    manage(steered.client, None, policy=FailurePolicy())
+    with Bulk(steered) as bulk:
+        time.sleep(0.1)
+        steered.lab.blackhole(1)
+        try:
+            time.sleep(1)
+            assert len(steered.client.subflows()) == 1
+        finally:
+            steered.lab.heal(1)
+        before = bulk.octets
+        eventually(lambda: bulk.octets > before + MIB)
+        bulk.finish()
+
+
+def test_backup_opens_the_second_path_when_the_first_fails(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    # What leaves from the second address leaves by the second link, whatever it goes to: as with two uplinks.
+    steered.lab.client.ip(
+        f"rule add from {steered.local(2).host} lookup 102", "route add 10.77.1.0/24 dev c2 table 102"
+    )
+    manage(steered.client, Backup(), policy=FailurePolicy())
+    assert active(steered.client) == 1
+    with Bulk(steered) as bulk:
+        time.sleep(0.1)
+        steered.lab.blackhole(1)
+        try:
+            eventually(lambda: pairs(steered.client) == {(steered.local(2).host, steered.remote(1).host)})
+            before = bulk.octets
+            eventually(lambda: bulk.octets > before + MIB)
+        finally:
+            steered.lab.heal(1)
+        bulk.finish()
