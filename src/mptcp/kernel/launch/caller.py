@@ -15,6 +15,7 @@ SYS_PIDFD_GETFD: Final = 438  # on every architecture
 MAX_SEARCHED_DESCRIPTORS: Final = 16_384
 #: As much is read of one file of /proc.
 MAX_PROC_OCTETS: Final = 4 << 20
+_READ: Final = 1 << 14
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,11 +47,12 @@ class Caller:
 
     def owner(self) -> tuple[int, int]:
         """The user and group that files, and sockets, it makes belong to (fsuid, fsgid)."""
-        return self._status(b"Uid:", 3), self._status(b"Gid:", 3)
+        status = self._read("status")
+        return self._field(status, b"Uid:", 3), self._field(status, b"Gid:", 3)
 
     def process(self) -> int:
         """The id of its process."""
-        return self._status(b"Tgid:", 0)
+        return self._field(self._read("status"), b"Tgid:", 0)
 
     def duplicate(self, fd: int) -> int:
         """A descriptor here of what its ``fd`` is there. PermissionError where ptrace(2) would be refused."""
@@ -104,20 +106,22 @@ class Caller:
                 found.append((int(words[3], 16), int(words[5], 16)))
         return found
 
-    def _status(self, label: bytes, column: int) -> int:
-        for line in self._read("status").splitlines():
-            if line.startswith(label):
-                return int(line[len(label) :].split()[column])
-        raise ProcessLookupError(f"/proc/{self.pid}/status has no {label.decode()}")
+    def _field(self, status: bytes, label: bytes, column: int) -> int:
+        """A number of a line of /proc/PID/status."""
+        start = status.find(b"\n" + label) + 1
+        words = status[start + len(label) :].partition(b"\n")[0].split()
+        if not start or len(words) <= column:
+            raise ProcessLookupError(f"/proc/{self.pid}/status has no {label.decode()}")
+        return int(words[column])
 
     def _read(self, name: str) -> bytes:
         fd = os.open(f"/proc/{self.pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            parts = []
-            size = 0
-            while size < MAX_PROC_OCTETS and (part := os.read(fd, 1 << 16)):
-                parts.append(part)
-                size += len(part)
-            return b"".join(parts)
+            # Each of these files is written as a whole when it is first read: a short read is the end.
+            text = part = os.read(fd, _READ)
+            while len(part) == _READ and len(text) < MAX_PROC_OCTETS:
+                part = os.read(fd, _READ)
+                text += part
+            return text
         finally:
             os.close(fd)

@@ -85,7 +85,7 @@ def mptcp_support() -> Support:
 
 def execute(path: str, arguments: Sequence[str]) -> NoReturn:
     """Becomes the program; NotExecuted if the kernel refuses."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
         sys.stdout.flush()
     # The interpreter ignores these; a program that is started by a shell does not.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -114,6 +114,7 @@ def launch(
     architecture = bpf.own_architecture()
     watched = tuple(options.refused_options())
     program = bpf.emit(bpf.socket_filter(architecture, watched, addresses=excepted.need_addresses))
+    verbose = verbose and _is_open(2)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666) if log else -1
     ours, theirs = socket.socketpair()
     try:
@@ -136,6 +137,14 @@ def launch(
         if log_fd >= 0:
             os.close(log_fd)
     execute(path, arguments)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _hear(ours: socket.socket) -> bytes:

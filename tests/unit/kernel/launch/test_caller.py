@@ -62,6 +62,23 @@ def test_descriptors(me: Caller) -> None:
         copy.close()
 
 
+def test_a_long_list_of_registrations(me: Caller) -> None:
+    """/proc writes it as a whole, however long it is."""
+    with select.epoll() as epoll:
+        pairs = [socket.socketpair() for _ in range(200)]
+        for pair in pairs:
+            for sock in pair:
+                epoll.register(sock, select.EPOLLIN)
+        last = pairs[-1][1].fileno()
+        assert len(me._read(f"fdinfo/{epoll.fileno()}")) > 1 << 14
+        assert len(me.epoll_registrations(epoll.fileno(), last)) == 1
+        ((events, data),) = me.epoll_registrations(epoll.fileno(), pairs[0][0].fileno())
+        assert (events & select.EPOLLIN, data & 0xFFFF_FFFF) == (select.EPOLLIN, pairs[0][0].fileno())
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+
+
 def test_too_many_descriptors(me: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SEARCHED_DESCRIPTORS", 2)
     with pytest.raises(OSError, match="more than 2"):
