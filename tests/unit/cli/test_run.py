@@ -118,8 +118,57 @@ def test_two_unmodified_programs_over_udp(site: Path, tmp_path: Path, host: str,
         (["--profile", "sideways", __file__], "no profile is called 'sideways'"),
         (["--policy", "/nowhere", __file__], "No such file"),
         (["--link", "udp:127.0.0.1,peers=1", "--link", "udp:127.0.0.2,peers=2", __file__], "several were given"),
+        (["--except", "example.org", "sh"], "--except takes an address or a network"),
+        (["--except-port", "ssh", "sh"], "--except-port takes a port or a range"),
+        (["--except", "10.0.0.0/8", __file__], "--except is for --stack kernel"),
+        (["-v", "-m", "json.tool"], "-v is for --stack kernel"),
+        (["--link", "tun:x=10.0.0.1/24", "sh"], "--link is for --stack user"),
+        (["--stack", "kernel", "--pcap", "x", __file__], "--pcap is for --stack user"),
+        (["--stack", "sideways", "sh"], "sideways"),
     ],
 )
 def test_wrong_command_lines(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["run", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "says"),
+    [
+        ("no-such-program", 127, "there is no program no-such-program in PATH"),
+        ("/nowhere/program", 127, "there is no program /nowhere/program"),
+        ("", 127, "the name of the program is empty"),
+        ("./closed", 126, "./closed is not executable (chmod +x)"),
+        ("closed", 126, "/closed is not executable (chmod +x)"),
+        (".", 127, "there is no program ."),
+        ("/", 126, "/ is a directory"),
+    ],
+)
+def test_programs_that_cannot_be_executed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    program: str,
+    status: int,
+    says: str,
+) -> None:
+    """As shells do it: 127 for what is not there, 126 for what cannot be executed."""
+    (tmp_path / "closed").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert app.run(["run", program]) == status
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "output"),
+    [("echo $1 $#", 0, b"one 2\n"), ("#!/nowhere/sh\n", 126, b""), ("#!/bin/sh\nexit 9", 9, b"")],
+)
+def test_a_program_is_executed_as_a_shell_does(tmp_path: Path, text: str, status: int, output: bytes) -> None:
+    """Also where its sockets cannot be made MPTCP; a script without ``#!`` is one for sh."""
+    script = tmp_path / "script"
+    script.write_text(text)
+    script.chmod(0o755)
+    command = [sys.executable, "-m", "mptcp", "run", str(script), "one", "two"]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (status, output)
