@@ -1,0 +1,163 @@
+"""Every octet arrives once and in order, whatever is done to the subflows in the meantime."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mptcp.kernel.connection import KernelConnection
+
+MIB = 1 << 20
+BLOCK = 1 * MIB
+#: A transfer that does not move for so long gets a fresh subflow: the kernel re-injects what a dead one held only slowly.
+STALL_S = 0.5
+
+
+class Receiver(threading.Thread):
+    """Reads until the end of the stream."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self.sock = sock
+        self.count = 0
+        self.digest = hashlib.sha256()
+
+    def run(self) -> None:
+        buffer = bytearray(BLOCK)
+        view = memoryview(buffer)
+        while count := self.sock.recv_into(buffer):
+            self.digest.update(view[:count])
+            self.count += count
+
+
+class Sender(threading.Thread):
+    """Sends ``size`` octets, no two blocks of them equal, then ends the stream."""
+
+    def __init__(self, sock: socket.socket, size: int, seed: int) -> None:
+        super().__init__()
+        self.sock, self.size = sock, size
+        self.base = bytearray(random.Random(seed).randbytes(BLOCK))
+        self.digest = hashlib.sha256()
+
+    def run(self) -> None:
+        for i in range(self.size // BLOCK):
+            self.base[:8] = i.to_bytes(8, "big")
+            self.digest.update(self.base)
+            self.sock.sendall(self.base)
+        self.sock.shutdown(socket.SHUT_WR)
+
+
+class Meddler:
+    """Does things to the subflows of a connection, at random, from both of its ends."""
+
+    def __init__(self, pair: Any, seed: int) -> None:
+        self.pair, self.random = pair, random.Random(seed)
+        self.done: Counter[str] = Counter()
+
+    def meddle(self) -> None:
+        """One operation; what was done is counted, what could not be done is no operation."""
+        kinds = (self.open, self.open, self.close, self.reset, self.remove, self.priority)
+        self.random.choice(kinds)()
+        if not self.pair.client.subflows():
+            self.open()
+
+    def open(self) -> None:
+        local, remote = self.random.choice((1, 2, 3)), self.random.choice((1, 2, 3))
+        if len(self.pair.client.subflows()) < self.pair.client.max_subflows - 1:
+            self.pair.client.open_subflow(
+                self.pair.local(local), self.pair.remote(remote), backup=self.random.random() < 0.2
+            )
+            self.done["open"] += 1
+
+    def close(self) -> None:
+        self._end("close", False)
+
+    def reset(self) -> None:
+        self._end("reset", True)
+
+    def remove(self) -> None:
+        ends = self.pair.client.subflows()
+        if ends:
+            self.pair.client.remove_address(self.random.choice(ends).local.address)
+            self.done["remove"] += 1
+
+    def priority(self) -> None:
+        side, number = self._one()
+        if number:
+            self._unless_gone("priority", lambda: side.set_backup(number, self.random.random() < 0.5))
+
+    def _end(self, name: str, reset: bool) -> None:
+        side, number = self._one()
+        if number:
+            self._unless_gone(name, lambda: side.close_subflow(number, reset))
+
+    def _one(self) -> tuple[KernelConnection, int]:
+        side = self.random.choice((self.pair.client, self.pair.server))
+        subflows = side.subflows()
+        return side, self.random.choice(subflows).id if subflows else 0
+
+    def _unless_gone(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if "no subflow" not in str(error):
+                raise
+            return  # the other end, or the kernel, was quicker with this one
+        self.done[name] += 1
+
+
+def transfer(pair: Any, size: int, operations: int, seed: int) -> Counter[str]:
+    """Moves ``size`` octets while at least so many operations happen, spread over them evenly."""
+    pair.client_socket.settimeout(60)
+    pair.server_socket.settimeout(60)
+    sender, receiver = Sender(pair.client_socket, size, seed), Receiver(pair.server_socket)
+    meddler = Meddler(pair, seed)
+    receiver.start()
+    sender.start()
+    moved, moved_at = 0, time.monotonic()
+    while receiver.count < size and receiver.is_alive():
+        now = time.monotonic()
+        if receiver.count != moved:
+            moved, moved_at = receiver.count, now
+        elif now - moved_at > STALL_S:
+            meddler.open()
+            moved_at = now
+        # Each operation has its place in the stream; the last ones are done before the last block.
+        if meddler.done.total() < operations * (receiver.count + BLOCK) / size and receiver.count < size - BLOCK:
+            meddler.meddle()
+        else:
+            time.sleep(0.0002)
+    sender.join(60)
+    receiver.join(60)
+    assert (sender.is_alive(), receiver.is_alive()) == (False, False)
+    assert receiver.count == size
+    assert receiver.digest.digest() == sender.digest.digest()
+    return meddler.done
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_hundred_operations_during_a_transfer(make_steered: Callable[..., Any], family: int) -> None:
+    pair = make_steered(family)
+    if family == 6:
+        four = pair.local, pair.remote
+        pair.local, pair.remote = (lambda path, of=of: of(path, family=6) for of in four)
+    done = transfer(pair, 200 * MIB, 100, seed=family)
+    assert done.total() >= 99
+    assert set(done) == {"open", "close", "reset", "remove", "priority"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_four_hundred_operations_during_four_gibibytes(make_steered: Callable[..., Any], seed: int) -> None:
+    done = transfer(make_steered(), 4096 * MIB, 400, seed)
+    assert done.total() >= 399
+    assert set(done) == {"open", "close", "reset", "remove", "priority"}
