@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket as std
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,9 +15,13 @@ HOSTS = ["10.0.0.2", "fd00::2"]
 
 
 class Stacks:
-    """Two stacks, one process; nothing but the event loop drives them unless ``background``."""
+    """Two stacks, one process; nothing but the event loop drives them unless ``background``. Both have addresses of both
+    families; ``family`` is that of ``here`` (the client), ``there`` (the server) and ``nowhere``."""
 
-    def __init__(self, background: bool = False, queue_packets: int = 1024) -> None:
+    def __init__(self, background: bool = False, queue_packets: int = 1024, family: int = std.AF_INET) -> None:
+        self.family = family
+        network = "10.0.0." if family == std.AF_INET else "fd00::"
+        self.here, self.there, self.nowhere = f"{network}1", f"{network}2", f"{network}77"
         near, far = LoopbackLink.pair(queue_packets=queue_packets)
         self.client = mptcp.UserStack([near], ["10.0.0.1", "fd00::1"], seed=1, background=background)
         self.server = mptcp.UserStack([far], ["10.0.0.2", "fd00::2"], seed=2, background=background)
@@ -30,15 +35,15 @@ class Stacks:
             with mptcp.use(stack):
                 aio.attach()
 
-    async def open(self, host: str = "10.0.0.2", port: int = 80, **arguments: Any) -> Any:
+    async def open(self, host: str | None = "", port: int = 80, **arguments: Any) -> Any:
         self.drive()
         with mptcp.use(self.client):
-            return await mptcp.open_connection(host, port, **arguments)
+            return await mptcp.open_connection(self.there if host == "" else host, port, **arguments)
 
-    async def connect(self, factory: Any, host: str = "10.0.0.2", port: int = 80, **arguments: Any) -> Any:
+    async def connect(self, factory: Any, host: str | None = "", port: int = 80, **arguments: Any) -> Any:
         self.drive()
         with mptcp.use(self.client):
-            return await aio.create_connection(factory, host, port, **arguments)
+            return await aio.create_connection(factory, self.there if host == "" else host, port, **arguments)
 
     def close(self) -> None:
         self.client.close(0)
@@ -47,7 +52,7 @@ class Stacks:
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await main()
 
     asyncio.run(limited())
@@ -105,7 +110,7 @@ async def pair(stacks: Stacks, **arguments: Any) -> tuple[Recorder, Recorder, An
         return protocol
 
     with mptcp.use(stacks.server):
-        server = await aio.create_server(factory, "10.0.0.2", 80)
+        server = await aio.create_server(factory, stacks.there, 80)
     _, client = await stacks.connect(lambda: Recorder(**arguments))
     far = await accepted
     while far.transport is None:

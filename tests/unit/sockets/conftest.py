@@ -97,9 +97,9 @@ def ours() -> Iterator[OurWorld]:
         yield made
 
 
-@pytest.fixture
-def stacks() -> Iterator[Stacks]:
-    made = Stacks()
+@pytest.fixture(params=[std.AF_INET, std.AF_INET6], ids=["v4", "v6"])
+def stacks(request: pytest.FixtureRequest) -> Iterator[Stacks]:
+    made = Stacks(family=request.param)
     yield made
     made.close()
     with warnings.catch_warnings():

@@ -25,8 +25,8 @@ def test_no_thread_is_needed(stacks: Stacks) -> None:
 
 def test_the_loop_takes_over_from_the_background_and_gives_back() -> None:
     stacks = Stacks(background=True)
-    listening = stacks.server.socket()
-    listening.bind(("10.0.0.2", 80))
+    listening = stacks.server.socket(stacks.family)
+    listening.bind((stacks.there, 80))
     listening.listen()
 
     def serve_blocking() -> None:
@@ -55,12 +55,12 @@ def test_the_loop_takes_over_from_the_background_and_gives_back() -> None:
     assert not stacks.client.pump.loops
     listening.close()
     # After the loop a blocking socket works as ever, and so does another loop.
-    again = stacks.server.socket()
-    again.bind(("10.0.0.2", 81))
+    again = stacks.server.socket(stacks.family)
+    again.bind((stacks.there, 81))
     again.listen()
-    client = stacks.client.socket()
+    client = stacks.client.socket(stacks.family)
     client.settimeout(5)
-    client.connect(("10.0.0.2", 81))
+    client.connect((stacks.there, 81))
     client.close()
     again.close()
     stacks.close()
@@ -71,10 +71,10 @@ def test_a_blocking_call_within_the_loop_drives(stacks: Stacks) -> None:
         server = await stacks.serve(echo)
         _, writer = await stacks.open()
         # The server's stack is driven by this very loop; its handshake ends in the kernel of neither.
-        sock = stacks.client.socket()
+        sock = stacks.client.socket(stacks.family)
         sock.settimeout(0.05)
         with pytest.raises(TimeoutError):
-            sock.connect(("10.0.0.77", 80))
+            sock.connect((stacks.nowhere, 80))
         sock.close()
         writer.close()
         server.close()
@@ -123,9 +123,9 @@ def test_blocking_threads_and_a_loop_on_one_stack() -> None:
 
     def client(number: int) -> None:
         try:
-            sock = stacks.client.socket()
+            sock = stacks.client.socket(stacks.family)
             sock.settimeout(10)
-            sock.connect(("10.0.0.2", 80))
+            sock.connect((stacks.there, 80))
             data = bytes([number]) * 200_000
             sender = threading.Thread(target=sock.sendall, args=(data,))
             sender.start()
@@ -162,12 +162,12 @@ def test_a_loop_that_is_closed_without_a_word_is_noticed() -> None:
     server.close()
     loop.close()
     # Its seat is still taken; the background thread looks now and then whether the loop runs.
-    sock = stacks.server.socket()
-    sock.bind(("10.0.0.2", 90))
+    sock = stacks.server.socket(stacks.family)
+    sock.bind((stacks.there, 90))
     sock.listen()
-    client = stacks.client.socket()
+    client = stacks.client.socket(stacks.family)
     client.settimeout(5)
-    client.connect(("10.0.0.2", 90))
+    client.connect((stacks.there, 90))
     accepted, _ = sock.accept()
     for one in (client, accepted, sock):
         one.close()

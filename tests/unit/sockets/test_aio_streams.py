@@ -79,7 +79,7 @@ def test_wrong_arguments(stacks: Stacks) -> None:
             await stacks.serve(echo, ssl=True)
         with pytest.raises(ValueError, match="Neither host/port nor sock"):
             await stacks.serve(echo, port=None)
-        sock = stacks.client.socket()
+        sock = stacks.client.socket(stacks.family)
         with pytest.raises(ValueError, match="can not be specified at the same time"):
             await stacks.open(sock=sock)
         sock.close()
@@ -100,10 +100,10 @@ def test_a_port_in_use_says_so(stacks: Stacks) -> None:
 def test_an_address_that_is_not_ours(stacks: Stacks) -> None:
     async def main() -> None:
         with pytest.raises(OSError) as caught:
-            await stacks.open(local_addr=("10.9.9.9", 0))
+            await stacks.open(local_addr=("10.9.9.9" if stacks.family == std.AF_INET else "fd09::9", 0))
         assert caught.value.errno == errno.EADDRNOTAVAIL
         with pytest.raises(OSError, match="no matching local address"):
-            await stacks.open(local_addr=("fd00::1", 0))
+            await stacks.open(local_addr=("fd00::1" if stacks.family == std.AF_INET else "10.0.0.1", 0))
 
     run(main)
 
@@ -137,14 +137,14 @@ def test_happy_eyeballs_does_not_wait_for_an_address_that_is_silent(
         loop = asyncio.get_running_loop()
 
         async def found(*args: Any, **kwargs: Any) -> list[Any]:
-            hosts = ("10.0.0.77", "10.0.0.2")  # nobody has the first
-            return [(std.AF_INET, std.SOCK_STREAM, 6, "", (host, 80)) for host in hosts]
+            hosts = (stacks.nowhere, stacks.there)  # nobody has the first
+            return [(stacks.family, std.SOCK_STREAM, 6, "", (host, 80)) for host in hosts]
 
         monkeypatch.setattr(loop, "getaddrinfo", found)
         before = loop.time()
         _, writer = await stacks.open("server.example", happy_eyeballs_delay=0.05)
         assert 0.04 < loop.time() - before < 0.9
-        assert writer.get_extra_info("peername") == ("10.0.0.2", 80)
+        assert writer.get_extra_info("peername")[:2] == (stacks.there, 80)
         writer.close()
         await asyncio.sleep(0)
         assert len(stacks.client.pump.host.connections) == 1  # the loser is gone
@@ -156,7 +156,7 @@ def test_cancelled_connect_leaves_nothing(stacks: Stacks) -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
-                await stacks.open("10.0.0.77")
+                await stacks.open(stacks.nowhere)
         assert not stacks.client.pump.host.connections
 
     run(main)

@@ -165,7 +165,7 @@ def test_a_protocol_that_raises_loses_its_connection_only(stacks: Stacks) -> Non
 
     async def _broken(stacks: Stacks, kind: Any) -> Any:
         with mptcp.use(stacks.server):
-            await aio.create_server(kind, "10.0.0.2", 80)
+            await aio.create_server(kind, stacks.there, 80)
         return await stacks.connect(Recorder)
 
     run(main)
@@ -195,7 +195,7 @@ def test_buffered_protocol(stacks: Stacks) -> None:
             return made[-1]
 
         with mptcp.use(stacks.server):
-            await aio.create_server(factory, "10.0.0.2", 80)
+            await aio.create_server(factory, stacks.there, 80)
         _, client = await stacks.connect(Recorder)
         data = bytes(range(256)) * 1000
         client.transport.write(data)
@@ -237,8 +237,8 @@ def test_a_connected_socket_becomes_a_transport() -> None:
 
     async def main() -> None:
         await stacks.serve(echo)
-        sock = stacks.client.socket()
-        await asyncio.to_thread(sock.connect, ("10.0.0.2", 80))
+        sock = stacks.client.socket(stacks.family)
+        await asyncio.to_thread(sock.connect, (stacks.there, 80))
         reader, writer = await stacks.open(None, None, sock=sock)
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
@@ -266,7 +266,8 @@ def test_transport_says_what_it_is(stacks: Stacks) -> None:
     async def main() -> None:
         client, _, server = await pair(stacks)
         assert isinstance(client.transport, StreamTransport)
-        assert repr(client.transport).startswith("<mptcp transport open 10.0.0.1:")
+        assert repr(client.transport).startswith("<mptcp transport open ")
+        assert stacks.here in repr(client.transport)
         assert client.transport.get_protocol() is client
         client.transport.close()
         await client.lost
