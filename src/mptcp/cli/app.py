@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from mptcp.cli import broker, demo, dump, get, ls, serve
+from mptcp.cli import broker, demo, dump, events, get, ls, pm, serve
 from mptcp.cli import run as run_program
 from mptcp.errors import ConfigurationError
 
@@ -48,6 +48,8 @@ for verb, command in (
     ("demo", demo.demo),
     ("broker", broker.broker),
     ("ls", ls.ls),
+    ("pm", pm.pm),
+    ("events", events.events),
 ):
     app.command(verb)(interruptible(command))
 app.command("run", context_settings=run_program.CONTEXT)(interruptible(run_program.run))

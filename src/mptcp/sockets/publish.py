@@ -401,3 +401,10 @@ def event_of(told: dict[str, Any]) -> tuple[Endpoint | None, Endpoint | None, Ev
     if isinstance(of, dict):
         local, remote = endpoint_from_text(of.get("local")), endpoint_from_text(of.get("remote"))
     return local, remote, event_from_json(told)
+
+
+def token_of(told: dict[str, Any]) -> int:
+    """The connection's token in a line of ``events``; 0 if it has none."""
+    of = told.get("connection")
+    token = of.get("token") if isinstance(of, dict) else None
+    return token if type(token) is int else 0
