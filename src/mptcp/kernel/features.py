@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from mptcp.errors import NotSupportedError
 from mptcp.info import Support
 from mptcp.kernel.namespace import NetNamespace
 
@@ -47,6 +48,18 @@ def path_manager(namespace: NetNamespace) -> str:
     if name is None:  # before Linux 6.15: a number
         name = USER_SPACE_MANAGER if sysctl("pm_type", namespace) == "1" else KERNEL_MANAGER
     return name
+
+
+def set_path_manager(namespace: NetNamespace, name: str) -> None:
+    """New connections of the namespace get this path manager. OSError: EPERM without CAP_NET_ADMIN there, EOPNOTSUPP where
+    the kernel has no choice."""
+    with namespace.entered():
+        if (_SYSCTLS / "path_manager").exists():
+            (_SYSCTLS / "path_manager").write_text(name)
+        elif (_SYSCTLS / "pm_type").exists():
+            (_SYSCTLS / "pm_type").write_text("1" if name == USER_SPACE_MANAGER else "0")
+        else:
+            raise NotSupportedError("this kernel has no user-space path manager: use Linux 5.19 or later")
 
 
 def counters(namespace: NetNamespace) -> dict[str, int]:

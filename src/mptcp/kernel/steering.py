@@ -149,12 +149,17 @@ class TokenSteering(Steering):
         path_manager: PathManagerNetlink,
         snapshot: Snapshot,
         addresses: Callable[[], Sequence[bytes]],
+        *,
+        steered: bool = True,
     ) -> None:
+        """``steered`` False: the in-kernel path manager has the connection; it can be read, and subflows be reset."""
         self._token = token
         self._path_manager = path_manager
         self._snapshot = snapshot
         self._addresses = addresses
         self._ids = AddressIds(initial_local.address)
+        if not steered:
+            return
         with explained():
             self._ids.learn((kept.local, kept.id) for kept in path_manager.addresses(token))
 
