@@ -229,6 +229,15 @@ def test_before_the_peer_has_shown_that_options_pass(make_steered: Make, eventua
     assert usable == [1, 2]
 
 
+def test_after_one_direction_was_shut_down_nothing_is_opened(make_steered: Make) -> None:
+    pair = make_steered()
+    pair.client_socket.shutdown(socket.SHUT_WR)
+    for wait in (False, True):
+        with pytest.raises(PathError, match="shut down") as caught:
+            pair.client.open_subflow(pair.local(2), pair.remote(2), wait=wait)
+        assert caught.value.errno == errno.ENOTCONN
+
+
 def test_a_wish_that_cannot_be_granted_ends_as_an_event(make_steered: Make, eventually: Wait) -> None:
     pair = make_steered(full=False)
     number = pair.client.open_subflow(Endpoint.parse("192.0.2.1"), pair.remote(2), wait=True)

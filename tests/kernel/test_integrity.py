@@ -22,24 +22,24 @@ STALL_S = 0.5
 
 
 class Receiver(threading.Thread):
-    """Reads until the end of the stream."""
+    """Reads ``size`` octets."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, size: int) -> None:
         super().__init__()
-        self.sock = sock
+        self.sock, self.size = sock, size
         self.count = 0
         self.digest = hashlib.sha256()
 
     def run(self) -> None:
         buffer = bytearray(BLOCK)
         view = memoryview(buffer)
-        while count := self.sock.recv_into(buffer):
+        while self.count < self.size and (count := self.sock.recv_into(buffer)):
             self.digest.update(view[:count])
             self.count += count
 
 
 class Sender(threading.Thread):
-    """Sends ``size`` octets, no two blocks of them equal, then ends the stream."""
+    """Sends ``size`` octets, no two blocks of them equal."""
 
     def __init__(self, sock: socket.socket, size: int, seed: int) -> None:
         super().__init__()
@@ -52,7 +52,6 @@ class Sender(threading.Thread):
             self.base[:8] = i.to_bytes(8, "big")
             self.digest.update(self.base)
             self.sock.sendall(self.base)
-        self.sock.shutdown(socket.SHUT_WR)
 
 
 class Meddler:
@@ -118,7 +117,7 @@ def transfer(pair: Any, size: int, operations: int, seed: int) -> Counter[str]:
     """Moves ``size`` octets while at least so many operations happen, spread over them evenly."""
     pair.client_socket.settimeout(60)
     pair.server_socket.settimeout(60)
-    sender, receiver = Sender(pair.client_socket, size, seed), Receiver(pair.server_socket)
+    sender, receiver = Sender(pair.client_socket, size, seed), Receiver(pair.server_socket, size)
     meddler = Meddler(pair, seed)
     receiver.start()
     sender.start()

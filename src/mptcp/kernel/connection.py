@@ -31,6 +31,8 @@ from mptcp.kernel.subflow_ids import SubflowIds
 #: Subflows of one connection, unless its owner says otherwise; the kernel itself has no limit under the user-space path
 #: manager, but counts them in one octet.
 MAX_SUBFLOWS: Final = 8
+HALF_CLOSED: Final = "one direction of the connection has been shut down: the kernel opens no further subflow then"
+
 #: Subflows asked for before the connection is fully established, and callers who wait for that.
 MAX_WISHES: Final = 64
 #: Whether it is, is looked at after so many seconds, each time twice as many up to the second figure.
@@ -134,6 +136,9 @@ class KernelConnection(ConnectionEvents):
                     self._route(number, local, remote, segments, interface)
                 self._create(number, local, remote, backup, interface)
             except PathError as error:
+                if error.errno == errno.EAGAIN and self.is_usable:
+                    self._forget_pending(number)
+                    raise PathError(HALF_CLOSED, errno.ENOTCONN) from None
                 if not wait or error.errno != errno.EAGAIN:
                     self._forget_pending(number)
                     raise
