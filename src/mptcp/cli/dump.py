@@ -42,7 +42,7 @@ def dump(
         data = ip_octets(packet)
         if data is None:
             continue
-        text = dumper.line(data)
+        text = dumper.line(data, packet.length - len(packet.data) + len(data))
         if mptcp_only and "mptcp" not in text.lower():
             continue
         seconds, rest = divmod(packet.time_ns - start_ns, 1_000_000_000)

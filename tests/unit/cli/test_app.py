@@ -212,3 +212,16 @@ def test_dump_disarms_comments(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "evil" in out
+
+
+def test_dump_of_a_capture_with_a_snap_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = bytes.fromhex("450005dc000040004006211a0a0000010a000002") + bytes.fromhex(
+        "9c4000500000000100000002501000ff00000000"
+    )
+    ethernet = bytes(12) + b"\x08\x00" + header
+    cut = dump.CapturedPacket("eth0", 0, ethernet, 14 + 1500, OUTBOUND, "", 1)
+    monkeypatch.setattr(dump, "read", lambda file: [cut])
+    assert app.run(["dump", "--raw", str(tmp_path / "x")]) == 0
+    assert "10.0.0.1.40000 > 10.0.0.2.80: Flags [.], seq 1:1461, ack 2" in capsys.readouterr().out

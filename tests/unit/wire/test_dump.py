@@ -200,6 +200,27 @@ def test_broken_option_list_is_shown_up_to_where_it_breaks() -> None:
     assert "options [nop,nop,[bad option 8: length 99 of 10]], " in dump.format_packet(bytes(octets))
 
 
+@pytest.mark.parametrize(("family", "header"), [(4, 20), (6, 40)])
+def test_a_capture_with_a_snap_length(family: int, header: int) -> None:
+    whole = packet(DATA, family=family)
+    transport_header = len(whole) - len(DATA.payload)
+    for kept in range(len(whole)):
+        line = dump.Dumper(relative=False).line(whole[:kept], len(whole))
+        assert "malformed" not in line
+        if kept >= transport_header:
+            assert line == dump.format_packet(whole)  # the payload is not shown anyway
+        else:
+            assert "[truncated capture" in line
+            assert ("length 3" in line) == (kept >= header + 20)
+    assert "(truncated capture)" in dump.Dumper(verbose=True).line(whole[:-1], len(whole))
+    assert dump.Dumper().line(whole[:10], 1 << 40).startswith("[truncated capture, 10 of 1099511627776 octets: ")
+
+
+def test_a_snap_length_within_icmp() -> None:
+    echo = ip.emit_ipv4(A4, B4, 8, protocol=ip.ICMP) + bytes.fromhex("0800f7ff00000000")
+    assert dump.Dumper().line(echo[:24], 28) == "IP 10.0.0.1 > 10.0.0.2: ICMP [truncated capture], length 8"
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=60), st.lists(st.tuples(st.integers(0, 99), st.integers(0, 255)), max_size=5), st.booleans())
 def test_any_octets_make_one_line(tail: bytes, changes: list[tuple[int, int]], version_6: bool) -> None:

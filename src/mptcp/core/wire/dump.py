@@ -30,6 +30,9 @@ from mptcp.core.wire.segment import ACK, SYN, Options, Segment
 #: Flows of which a ``Dumper`` remembers where their numbers start; the oldest is forgotten first.
 MAX_FLOWS: Final = 4096
 
+#: Octets of the longest packet that a header can describe: what a capture claims beyond is not believed.
+MAX_PACKET: Final = 40 + 65535
+
 _FLAG_LETTERS: Final = ((0x01, "F"), (0x02, "S"), (0x04, "R"), (0x08, "P"), (0x10, "."), (0x20, "U"), (0x40, "E"),
                         (0x80, "W"), (0x100, "e"))  # fmt: skip
 
@@ -55,10 +58,18 @@ class Dumper:
         self.verbose = verbose
         self._starts: dict[_Flow, int] = {}
 
-    def line(self, data: bytes | memoryview) -> str:
-        """The text for one IP packet, whatever its octets are. Never raises."""
+    def line(self, data: bytes | memoryview, length: int = 0) -> str:
+        """The text for one IP packet, whatever its octets are. Never raises.
+
+        ``length``: octets that the packet had, where a capture with a snap length has kept but the first of them.
+        """
         view = memoryview(data)
+        captured = len(view)
+        if captured < length:
+            view = memoryview(bytes(view) + bytes(min(length, MAX_PACKET) - captured))
         header = ip.parse(view)
+        if captured < length and (header is None or captured < header.transport_offset):
+            return f"[truncated capture, {captured} of {length} octets: {bytes(view[: min(captured, 20)]).hex()}]"
         if header is None:
             shown = bytes(view[:20]).hex()
             return f"[malformed IP packet, {len(view)} octets: {shown}{'...' if len(view) > 20 else ''}]"
@@ -73,8 +84,10 @@ class Dumper:
             where = f"frag (0x{header.identification:x}|{header.fragment_offset}+{octets}) "
             return f"{prefix}{source} > {destination}: {routing}{where}proto {header.protocol}, length {octets}"
         if header.protocol == ip.TCP:
-            return prefix + self._tcp(view, header, source, destination, routing)
+            return prefix + self._tcp(view, captured, header, source, destination, routing)
         if header.protocol in (ip.ICMP, ip.ICMPV6):
+            if captured < header.end:
+                return f"{prefix}{source} > {destination}: {routing}ICMP [truncated capture], length {octets}"
             return f"{prefix}{source} > {destination}: {routing}{_icmp(view, header)}, length {octets}"
         return f"{prefix}{source} > {destination}: {routing}proto {header.protocol}, length {octets}"
 
@@ -88,10 +101,14 @@ class Dumper:
             f"{fragment if header.version == 4 else ''}, length {header.end}) "
         )
 
-    def _tcp(self, view: memoryview, header: IpHeader, source: str, destination: str, routing: str) -> str:
+    def _tcp(
+        self, view: memoryview, captured: int, header: IpHeader, source: str, destination: str, routing: str
+    ) -> str:
         start, end = header.transport_offset, header.end
         if end - start < tcp.HEADER_OCTETS:
             return f"{source} > {destination}: {routing}[truncated TCP header, {end - start} octets]"
+        if captured < start + tcp.HEADER_OCTETS and captured < end:
+            return f"{source} > {destination}: {routing}TCP [truncated capture], length {end - start}"
         source_port = view[start] << 8 | view[start + 1]
         destination_port = view[start + 2] << 8 | view[start + 3]
         head = f"{source}.{source_port} > {destination}.{destination_port}: {routing}"
@@ -110,9 +127,12 @@ class Dumper:
         shown_seq = seq if flags & SYN else seq - seq_start & 0xFFFFFFFF
         parts = [f"Flags [{flag_letters(flags)}]"]
         if self.verbose:
-            right = verify_tcp(view, start, end, pseudo_sum(header.source, header.final_destination, ip.TCP))
+            verdict = "truncated capture"
+            if captured >= end:
+                right = verify_tcp(view, start, end, pseudo_sum(header.source, header.final_destination, ip.TCP))
+                verdict = "correct" if right else "incorrect"
             checksum = int.from_bytes(view[start + 16 : start + 18], "big")
-            parts.append(f"cksum 0x{checksum:04x} ({'correct' if right else 'incorrect'})")
+            parts.append(f"cksum 0x{checksum:04x} ({verdict})")
         if length or flags & 0x07:
             parts.append(f"seq {shown_seq}:{shown_seq + length & 0xFFFFFFFF}" if length else f"seq {shown_seq}")
         if flags & ACK:
@@ -120,7 +140,9 @@ class Dumper:
         parts.append(f"win {view[start + 14] << 8 | view[start + 15]}")
         if flags & 0x20:
             parts.append(f"urg {view[start + 18] << 8 | view[start + 19]}")
-        if header_octets > tcp.HEADER_OCTETS:
+        if captured < start + header_octets and captured < end:
+            parts.append("options [truncated capture]")
+        elif header_octets > tcp.HEADER_OCTETS:
             texts = _walk(view, start + tcp.HEADER_OCTETS, start + header_octets, flags, ack_start)
             parts.append(f"options [{','.join(texts)}]")
         parts.append(f"length {length}")
