@@ -7,6 +7,7 @@ policy and without, in turn: the longest gap at the receiver, and how long the d
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import statistics
 import sys
@@ -144,7 +145,7 @@ def transfer(
     end = time.monotonic()
     after = [(at, count) for at, count in list(arrivals) if cut <= at <= end]
     times = [cut, *(at for at, _ in after), end]
-    gap = max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    gap = max(later - earlier for earlier, later in itertools.pairwise(times))
     if how == "blackhole":
         lab.heal(2)
     else:
