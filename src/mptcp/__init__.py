@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from mptcp.sockets.hesmans import MPTCP_OPEN_SUB_TUPLE as MPTCP_OPEN_SUB_TUPLE
     from mptcp.sockets.hesmans import MPTCP_SUB_GETSOCKOPT as MPTCP_SUB_GETSOCKOPT
     from mptcp.sockets.hesmans import MPTCP_SUB_SETSOCKOPT as MPTCP_SUB_SETSOCKOPT
+    from mptcp.sockets.kernel import KernelStack as KernelStack
+    from mptcp.sockets.kernel_socket import KernelSocket as KernelSocket
     from mptcp.sockets.legacy import LegacyPolicy as LegacyPolicy
     from mptcp.sockets.loop import EventLoop as EventLoop
     from mptcp.sockets.loop import LoopMixin as LoopMixin
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from mptcp.sockets.socket import Socket as Socket
     from mptcp.sockets.structures import RST as RST
     from mptcp.sockets.structures import SubflowTuple as SubflowTuple
+    from mptcp.sockets.tls import KernelTlsSocket as KernelTlsSocket
     from mptcp.sockets.tls import SSLContext as SSLContext
     from mptcp.sockets.tls import TlsSocket as TlsSocket
     from mptcp.sockets.tls import create_default_context as create_default_context
@@ -101,6 +104,8 @@ _HOME = {
         "MPTCP_CLOSE_SUB_ID", "MPTCP_GET_SUB_IDS", "MPTCP_GET_SUB_TUPLE", "MPTCP_OPEN_SUB_TUPLE",
         "MPTCP_SUB_GETSOCKOPT", "MPTCP_SUB_SETSOCKOPT",
     ),
+    "mptcp.sockets.kernel": ("KernelStack",),
+    "mptcp.sockets.kernel_socket": ("KernelSocket",),
     "mptcp.sockets.legacy": ("LegacyPolicy",),
     "mptcp.sockets.loop": ("EventLoop", "LoopMixin"),
     "mptcp.sockets.multipath_options": (
@@ -116,7 +121,7 @@ _HOME = {
     ),
     "mptcp.sockets.socket": ("Socket",),
     "mptcp.sockets.structures": ("RST", "SubflowTuple"),
-    "mptcp.sockets.tls": ("SSLContext", "TlsSocket", "create_default_context", "wrap_socket"),
+    "mptcp.sockets.tls": ("KernelTlsSocket", "SSLContext", "TlsSocket", "create_default_context", "wrap_socket"),
     "mptcp.sockets.udp": ("UdpStack",),
     "mptcp.sockets.user": ("UserStack",),
 }  # fmt: skip

@@ -12,14 +12,16 @@ import ssl
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpcore
 
 from mptcp.sockets.aio import open_connection
 from mptcp.sockets.create import create_connection
-from mptcp.sockets.socket import Socket
-from mptcp.sockets.tls import TlsSocket, wrap_socket
+from mptcp.sockets.tls import AnyTlsSocket, TlsSocket, wrap_socket
+
+if TYPE_CHECKING:
+    from mptcp.sockets.base import AnySocket
 
 #: What a reader keeps at most before the peer is held back.
 READER_LIMIT = 256 * 1024
@@ -28,7 +30,7 @@ READER_LIMIT = 256 * 1024
 class NetworkStream(httpcore.NetworkStream):
     """One connection of a blocking pool."""
 
-    def __init__(self, sock: Socket | TlsSocket) -> None:
+    def __init__(self, sock: AnySocket | AnyTlsSocket) -> None:
         self._sock = sock
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -47,7 +49,7 @@ class NetworkStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        if isinstance(self._sock, TlsSocket):
+        if isinstance(self._sock, (TlsSocket, ssl.SSLSocket)):
             raise httpcore.ConnectError("TLS within TLS is not supported here")
         with _errors(httpcore.ConnectTimeout, httpcore.ConnectError):
             try:
@@ -60,7 +62,7 @@ class NetworkStream(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         match info:
             case "ssl_object":
-                return self._sock if isinstance(self._sock, TlsSocket) else None
+                return self._sock if isinstance(self._sock, (TlsSocket, ssl.SSLSocket)) else None
             case "client_addr":
                 return self._sock.getsockname()
             case "server_addr":

@@ -7,7 +7,7 @@ print(PoolManager().request("GET", "http://server.example/").data)
 from __future__ import annotations
 
 import socket as std
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -16,8 +16,10 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 
 from mptcp.sockets.create import create_connection
-from mptcp.sockets.socket import Socket
 from mptcp.sockets.tls import adopt_context
+
+if TYPE_CHECKING:
+    from mptcp.sockets.base import AnySocket
 
 
 class MptcpConnection(HTTPConnection):
@@ -59,7 +61,7 @@ class PoolManager(urllib3.PoolManager):
         self.pool_classes_by_scheme = {"http": MptcpConnectionPool, "https": MptcpTlsConnectionPool}
 
 
-def _connect(connection: HTTPConnection) -> Socket:
+def _connect(connection: HTTPConnection) -> AnySocket:
     """What urllib3's own ``_new_conn`` does, with its exceptions."""
     host = connection._dns_host
     try:

@@ -6,12 +6,14 @@ import contextlib
 import ipaddress
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mptcp.cli.file_server import FileServer
 from mptcp.cli.link_option import Address, LinkSpec
+from mptcp.cli.shown import shown
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.core.path_managers.fullmesh import FullMesh
 from mptcp.errors import ConfigurationError
@@ -22,8 +24,10 @@ from mptcp.links.packet import PacketLink
 from mptcp.links.pcap import PcapLink, PcapWriter
 from mptcp.links.tun import TunLink
 from mptcp.sockets.create import create_connection, create_server, use
-from mptcp.sockets.socket import Socket
 from mptcp.sockets.user import UserStack
+
+if TYPE_CHECKING:
+    from mptcp.sockets.base import AnySocket
 
 #: Seconds that the last octets of closed connections get when a command ends.
 DRAIN_S = 1.0
@@ -32,20 +36,27 @@ LOOPBACK_ADDRESSES = (("10.99.1.2", "10.99.1.1"), ("10.99.2.2", "10.99.2.1"))
 LOOPBACK_PORT = 8000
 
 
-class Stack:
-    """A stack and its addresses, as a context manager that ends both it and what serves it."""
+class StackInUse(ABC):
+    """What a verb connects and listens with, as a context manager that ends it. ``addresses``: where it can be reached."""
 
-    def __init__(
-        self, stack: UserStack, addresses: Sequence[Address], exits: contextlib.ExitStack | None = None
-    ) -> None:
-        self.user_stack = stack
+    def __init__(self, addresses: Sequence[Address]) -> None:
         self.addresses = list(addresses)
-        self._exits = exits or contextlib.ExitStack()
 
-    def connect(self, address: tuple[str, int], timeout: float | None = None) -> Socket:
+    @abstractmethod
+    def connect(self, address: tuple[str, int], timeout: float | None = None) -> AnySocket:
         """A connected socket; OSError as the standard library's, ``timeout`` in seconds (None: for ever)."""
-        with use(self.user_stack):
-            return create_connection(address, timeout)
+
+    @abstractmethod
+    def listen(self, port: int) -> AnySocket:
+        """A socket that listens on that port of every address."""
+
+    @abstractmethod
+    def shown(self, program: str) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile it can be looked at by ``mptcp ls``, under the name of ``program``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends everything on it."""
 
     def snapshot(self, sock: Any) -> list[SubflowInfo]:
         """The subflows of a socket, as they are to be shown."""
@@ -57,23 +68,40 @@ class Stack:
         host = f"[{address}]" if address.version == 6 else str(address)
         return f"http://{host}:{port}/"
 
-    def listen(self, port: int) -> Socket:
-        """A socket that listens on that port of every address."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Stack(StackInUse):
+    """A stack of this package over links, and what serves it."""
+
+    def __init__(
+        self, stack: UserStack, addresses: Sequence[Address], exits: contextlib.ExitStack | None = None
+    ) -> None:
+        super().__init__(addresses)
+        self.user_stack = stack
+        self._exits = exits or contextlib.ExitStack()
+
+    def connect(self, address: tuple[str, int], timeout: float | None = None) -> AnySocket:
+        with use(self.user_stack):
+            return create_connection(address, timeout)
+
+    def listen(self, port: int) -> AnySocket:
         versions = {address.version for address in self.addresses}
         with use(self.user_stack):
             if 6 in versions:
                 return create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=4 in versions)
             return create_server(("0.0.0.0", port))
 
+    def shown(self, program: str) -> contextlib.AbstractContextManager[None]:
+        return shown(self.user_stack, program)
+
     def close(self) -> None:
         self.user_stack.close(DRAIN_S)
         self._exits.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def stack_on(

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult
 
 from mptcp.cli.connections import DRAIN_S, Stack
@@ -21,8 +21,10 @@ from mptcp.links.base import Link
 from mptcp.links.pcap import PcapLink, PcapWriter
 from mptcp.links.udp import UdpLink
 from mptcp.sockets.create import create_server, use
-from mptcp.sockets.socket import Socket
 from mptcp.sockets.udp import UdpStack, usable_addresses
+
+if TYPE_CHECKING:
+    from mptcp.sockets.base import AnySocket
 
 #: The TCP port, inside, at which files are served: the UDP port outside may be any, and a NAT may change it.
 SERVICE_PORT = 8000
@@ -43,10 +45,10 @@ class UdpCliStack(Stack):
         super().__init__(stack, [ipaddress.ip_address(link.local.host) for link in stack.links], exits)
         self.udp = stack
 
-    def connect(self, address: tuple[str, int], timeout: float | None = None) -> Socket:
+    def connect(self, address: tuple[str, int], timeout: float | None = None) -> AnySocket:
         return self.udp.connect_udp(address, SERVICE_PORT, timeout)
 
-    def listen(self, port: int) -> Socket:
+    def listen(self, port: int) -> AnySocket:
         with use(self.udp):
             return create_server(("::", SERVICE_PORT), family=socket.AF_INET6)
 

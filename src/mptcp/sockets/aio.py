@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mptcp.runtime.aio import until
+from mptcp.sockets import aio_system
 from mptcp.sockets.aio_server import Server
 from mptcp.sockets.aio_streams import ClientConnected, StreamProtocol, StreamReader
 from mptcp.sockets.aio_tls import tls_arguments
@@ -27,7 +28,7 @@ from mptcp.sockets.socket import Socket
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.config import ConnectionConfig
-    from mptcp.sockets.base import Stack
+    from mptcp.sockets.base import AnySocket, Stack
 
 #: What a stream reader keeps before it stops reading, unless told otherwise (asyncio's number).
 DEFAULT_LIMIT = 64 * 1024
@@ -43,8 +44,7 @@ async def open_connection(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """(reader, writer); ``arguments`` are those of ``create_connection`` (``ssl``, ``local_addr``, ``config``, ...)."""
     loop = asyncio.get_running_loop()
-    reader = StreamReader(limit=limit, loop=loop)
-    protocol = StreamProtocol(reader, loop)
+    reader, protocol = _stream(loop, limit, _is_of_the_system(arguments.get("sock")))
     transport, _ = await create_connection(lambda: protocol, host, port, **arguments)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
@@ -59,9 +59,10 @@ async def start_server(
 ) -> asyncio.AbstractServer:
     """Calls ``client_connected_cb(reader, writer)`` for every client; ``arguments``: those of ``create_server``."""
     loop = asyncio.get_running_loop()
+    of_the_system = _is_of_the_system(arguments.get("sock"))
 
-    def factory() -> StreamProtocol:
-        return StreamProtocol(StreamReader(limit=limit, loop=loop), loop, client_connected_cb)
+    def factory() -> asyncio.StreamReaderProtocol:
+        return _stream(loop, limit, of_the_system, client_connected_cb)[1]
 
     return await create_server(factory, host, port, **arguments)
 
@@ -87,7 +88,7 @@ async def create_connection(
     family: int = 0,
     proto: int = 0,
     flags: int = 0,
-    sock: Socket | std.socket | None = None,
+    sock: AnySocket | std.socket | None = None,
     local_addr: tuple[str, int] | None = None,
     server_hostname: str | None = None,
     ssl_handshake_timeout: float | None = None,
@@ -119,12 +120,9 @@ async def create_connection(
             happy_eyeballs_delay=happy_eyeballs_delay, interleave=interleave, all_errors=all_errors,
         )  # fmt: skip
     if isinstance(sock, std.socket):
-        # Called on the class, so that a loop whose ``create_connection`` is this one has its own back.
-        return await asyncio.BaseEventLoop.create_connection(
-            cast(asyncio.BaseEventLoop, loop), protocol_factory, sock=sock, ssl=cast(Any, ssl or None),
-            server_hostname=server_hostname, ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-        )  # fmt: skip
+        return await aio_system.create_connection(
+            loop, protocol_factory, sock, ssl, server_hostname, ssl_handshake_timeout, ssl_shutdown_timeout
+        )
     sock.setblocking(False)
     protocol = protocol_factory()
     waiter: asyncio.Future[None] = loop.create_future()
@@ -153,7 +151,7 @@ async def create_server(
     *,
     family: int = std.AF_UNSPEC,
     flags: int = std.AI_PASSIVE,
-    sock: Socket | std.socket | None = None,
+    sock: AnySocket | std.socket | None = None,
     backlog: int = 100,
     ssl: tls.SSLContext | None = None,
     reuse_address: bool | None = None,
@@ -183,7 +181,9 @@ async def create_server(
         infos = list(dict.fromkeys(itertools.chain.from_iterable(found)))
         sockets = _bind_all(current_stack(), infos, reuse_address, reuse_port, keep_alive, config)
     if isinstance(sockets[0], std.socket):
-        return await _system_server(loop, protocol_factory, sockets, backlog, ssl, start_serving)
+        return await aio_system.create_server(
+            loop, protocol_factory, sockets, backlog, ssl, ssl_handshake_timeout, ssl_shutdown_timeout, start_serving
+        )
     for one in sockets:
         one.setblocking(False)
         one.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, 1)  # what it accepts inherits it
@@ -205,7 +205,7 @@ async def connected_socket(
     interleave: int | None = None,
     all_errors: bool = False,
     config: ConnectionConfig | None = None,
-) -> Socket:
+) -> AnySocket:
     """A non-blocking socket of the stack in use, connected; the arguments are those of ``create_connection``."""
     loop = asyncio.get_running_loop()
     if happy_eyeballs_delay is not None and interleave is None:
@@ -217,7 +217,7 @@ async def connected_socket(
     if local_addr is not None:
         local = await resolve(loop, *local_addr, family, proto, flags)
     connect = partial(_connect, loop, current_stack(), local=local, config=config)
-    return cast(Socket, await _connect_first(loop, infos, connect, happy_eyeballs_delay, all_errors))
+    return cast("AnySocket", await _connect_first(loop, infos, connect, happy_eyeballs_delay, all_errors))
 
 
 # --- inside -------------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ async def _connect(
     *,
     local: list[_AddressInfo] | None,
     config: ConnectionConfig | None,
-) -> Socket:
+) -> AnySocket:
     family, kind, proto, _, address = info
     # A program that calls this knows of MPTCP: a local address only restricts it (RFC 6897 §5.3.2).
     sock = stack.socket(family, kind, proto if proto not in (0, std.IPPROTO_TCP) else IPPROTO_MPTCP, config=config)
@@ -307,6 +307,7 @@ async def _connect(
             sock.bind(ends[0])
         if isinstance(sock, std.socket):
             await loop.sock_connect(sock, address)
+            aio_system.note_connected(sock)
         else:
             await connect(sock, address)
     except BaseException:
@@ -363,18 +364,16 @@ def _bind_all(
     return sockets
 
 
-async def _system_server(
-    loop: asyncio.AbstractEventLoop, factory: Callable[[], asyncio.BaseProtocol], sockets: list[Any],
-    backlog: int, context: tls.SSLContext | None, start_serving: bool,
-) -> asyncio.AbstractServer:  # fmt: skip
-    """Sockets of the operating system are the loop's business: one of its servers for all of them."""
-    base = cast(asyncio.BaseEventLoop, loop)
-    server = await asyncio.BaseEventLoop.create_server(
-        base, factory, sock=sockets[0], backlog=backlog, ssl=context, start_serving=False
-    )
-    for sock in sockets[1:]:
-        sock.setblocking(False)
-        cast(Any, server)._sockets.append(sock)
-    if start_serving:
-        await server.start_serving()
-    return server
+def _is_of_the_system(sock: object) -> bool:
+    """Whether a connection is asyncio's own business: its socket, or those of the stack in use, are the system's."""
+    return isinstance(sock, std.socket) if sock is not None else current_stack().has_descriptors
+
+
+def _stream(
+    loop: asyncio.AbstractEventLoop, limit: int, of_the_system: bool, client_connected: ClientConnected | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamReaderProtocol]:
+    if of_the_system:
+        system_reader = asyncio.StreamReader(limit=limit, loop=loop)
+        return system_reader, asyncio.StreamReaderProtocol(system_reader, client_connected, loop=loop)
+    reader = StreamReader(limit=limit, loop=loop)
+    return reader, StreamProtocol(reader, loop, client_connected)

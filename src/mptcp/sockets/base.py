@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as std
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from mptcp.info import Support as Support
 
@@ -14,13 +14,19 @@ if TYPE_CHECKING:
 
     from mptcp.core.multipath.config import ConnectionConfig
     from mptcp.info import Endpoint
+    from mptcp.sockets.kernel_socket import KernelSocket
     from mptcp.sockets.socket import Socket
+
+    #: What a stack makes: the same interface, over links or over the kernel.
+    AnySocket: TypeAlias = "Socket | KernelSocket"
 
 
 class Stack(ABC):
     """A TCP/MPTCP stack: this package's own over links, or the operating system's."""
 
     name = ""
+    #: Whether its sockets are the operating system's own: ``socket.socket`` objects whose data goes through descriptors.
+    has_descriptors = False
 
     @abstractmethod
     def supports(self, feature: str) -> Support:
@@ -34,7 +40,7 @@ class Stack(ABC):
         proto: int = 0,
         *,
         config: ConnectionConfig | None = None,
-    ) -> Socket:
+    ) -> AnySocket:
         """A new, unconnected socket; OSError (EAFNOSUPPORT, EPROTONOSUPPORT, ...) where there is no such thing."""
 
     def preferred_local(self, remote: Endpoint) -> Endpoint | None:

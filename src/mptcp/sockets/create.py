@@ -7,14 +7,15 @@ import socket as std
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mptcp.core.multipath.config import ConnectionConfig
-from mptcp.errors import ConfigurationError
 from mptcp.sockets.address import SocketAddress
 from mptcp.sockets.base import Stack
 from mptcp.sockets.options import IPPROTO_MPTCP
-from mptcp.sockets.socket import Socket
+
+if TYPE_CHECKING:
+    from mptcp.sockets.base import AnySocket
 
 _current: ContextVar[Stack | None] = ContextVar("mptcp_stack", default=None)
 _default: Stack | None = None
@@ -40,10 +41,15 @@ def set_default_stack(stack: Stack | None) -> None:
 
 
 def current_stack() -> Stack:
-    stack = _current.get() or _default
-    if stack is None:
-        raise ConfigurationError("no stack is in use: `with mptcp.use(mptcp.UserStack(links=[...])): ...`")
-    return stack
+    """The stack that ``use`` or ``set_default_stack`` has named; else the process's ``KernelStack``: the kernel's MPTCP,
+    or TCP where there is none."""
+    return _current.get() or _default or _kernel_stack()
+
+
+def _kernel_stack() -> Stack:
+    from mptcp.sockets.kernel import default_stack
+
+    return default_stack()
 
 
 def socket(
@@ -52,7 +58,7 @@ def socket(
     proto: int = 0,
     *,
     config: ConnectionConfig | None = None,
-) -> Socket:
+) -> AnySocket:
     """A new socket of the stack in use."""
     return current_stack().socket(family, type, proto, config=config)
 
@@ -64,7 +70,7 @@ def create_connection(
     *,
     all_errors: bool = False,
     config: ConnectionConfig | None = None,
-) -> Socket:
+) -> AnySocket:
     """Connects to (host, port): to each address the name has, until one answers.
 
     The last error is raised, or all of them as an ExceptionGroup if ``all_errors``.
@@ -112,7 +118,7 @@ def create_server(
     reuse_port: bool = False,
     dualstack_ipv6: bool = False,
     config: ConnectionConfig | None = None,
-) -> Socket:
+) -> AnySocket:
     """A socket that listens at ``address``; "" as host: every address of the stack."""
     if dualstack_ipv6 and family != std.AF_INET6:
         raise ValueError("dualstack_ipv6 requires AF_INET6")

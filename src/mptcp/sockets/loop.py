@@ -12,11 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from mptcp.errors import ConfigurationError
 from mptcp.runtime.aio import until
 from mptcp.sockets import aio
 from mptcp.sockets.address import SocketAddress
-from mptcp.sockets.create import current_stack
 from mptcp.sockets.socket import Socket
 
 if TYPE_CHECKING:
@@ -29,8 +27,8 @@ else:
 
 
 class LoopMixin(_Base):
-    """Goes before any event loop class. While a stack is in use (``mptcp.use``, a default stack), stream connections and
-    servers are its sockets; a real socket that is handed in, and everything else, stays the loop's own.
+    """Goes before any event loop class. Stream connections and servers are sockets of the stack in use (``mptcp.use``, a
+    default stack, else the kernel's); a real socket that is handed in, and everything else, stays the loop's own.
     """
 
     async def create_connection(self, protocol_factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
@@ -99,13 +97,7 @@ class EventLoop(LoopMixin, asyncio.SelectorEventLoop):
 
 
 def _is_ours(sock: object) -> bool:
-    if sock is not None:
-        return not isinstance(sock, std.socket)
-    try:
-        current_stack()
-    except ConfigurationError:
-        return False
-    return True
+    return sock is None or not isinstance(sock, std.socket)
 
 
 def _check_nonblocking(sock: Socket) -> None:

@@ -29,12 +29,15 @@ TCP_MULTIPATH_SUBFLOWS = 83
 TCP_MULTIPATH_CONNID = 84
 TCP_MULTIPATH_BIND = 85
 
-_BASIC = frozenset(
+BASIC_OPTIONS = frozenset(
     {
         TCP_MULTIPATH_ENABLE, TCP_MULTIPATH_ADD, TCP_MULTIPATH_REMOVE, TCP_MULTIPATH_SUBFLOWS, TCP_MULTIPATH_CONNID,
         TCP_MULTIPATH_BIND, MPTCP_EVENTS,
     }
 )  # fmt: skip
+
+#: Of level IPPROTO_TCP, all that is this package's.
+EXTENDED_OPTIONS = BASIC_OPTIONS | ENHANCED_OPTIONS
 
 #: An address as a program may give it: "10.0.1.2", ("10.0.1.2", 0), or an endpoint.
 AddressLike = str | SocketAddress | Endpoint
@@ -186,7 +189,7 @@ class BasicInterface(EnhancedInterface):
         if optname in ENHANCED_OPTIONS:
             self._set_enhanced(optname, value)
             return True
-        if optname not in _BASIC:
+        if optname not in BASIC_OPTIONS:
             return False
         if optname == TCP_MULTIPATH_ENABLE:
             self.multipath_enabled = bool(opt.to_int(value))
@@ -215,7 +218,7 @@ class BasicInterface(EnhancedInterface):
             return None
         if optname in ENHANCED_OPTIONS:
             return self._get_enhanced(optname, argument)
-        if optname not in _BASIC:
+        if optname not in BASIC_OPTIONS:
             return None
         if optname == TCP_MULTIPATH_ENABLE:
             return int(self.multipath_enabled)

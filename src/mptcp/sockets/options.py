@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import socket as std
 import struct
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from mptcp.core.congestion.balia import BALIA
 from mptcp.core.congestion.base import CongestionFactory
@@ -15,10 +16,13 @@ from mptcp.core.congestion.lia import LIA
 from mptcp.core.congestion.newreno import NewReno
 from mptcp.core.congestion.olia import OLIA
 from mptcp.core.congestion.wvegas import WVEGAS
-from mptcp.core.tcp.config import TcpConfig
+from mptcp.core.tcp.config import DEFAULT_TCP_CONFIG, TcpConfig
 from mptcp.core.units import KIB, MILLISECOND, NEVER, SECOND
 from mptcp.errors import NotSupportedError
 from mptcp.sockets.address import os_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 #: The smallest buffers one may ask for, as on Linux.
 MIN_SEND_BUFFER_BYTES = 4608
@@ -125,6 +129,57 @@ def tcp_changes(level: int, option: int, value: int | bytes) -> dict[str, object
     elif number.field == "receive_buffer_bytes":
         changes["receive_buffer_max_bytes"] = given  # socket(7): who sets it does not want it tuned
     return changes
+
+
+def differences(config: TcpConfig) -> list[tuple[int, int, int | bytes]]:
+    """(level, option, value) of what ``config`` has that the defaults have not, as ``setsockopt`` takes it.
+
+    NotSupportedError for a field that no option of IPv4 and TCP has: only this package's own stack knows those.
+    """
+    known = {number.field: (key, number) for key, number in reversed(_NUMBERS.items())}
+    result: list[tuple[int, int, int | bytes]] = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if value == getattr(DEFAULT_TCP_CONFIG, item.name):
+            continue
+        if item.name == "congestion":
+            result.append((_TCP, std.TCP_CONGESTION, congestion_name(value).encode()))
+        elif item.name in known:
+            (level, option), number = known[item.name]
+            none = number.zero is not None and value == number.zero
+            result.append((level, option, 0 if none else int(value) // number.unit))
+        elif item.name == "receive_buffer_max_bytes":
+            result.append((_SOL, std.SO_RCVBUF, int(value)))
+        else:
+            raise NotSupportedError(f"TcpConfig.{item.name}: the kernel's stack has no option for it")
+    return result
+
+
+def answer(buflen: int | Buffer, ask: Callable[[int | bytes], int | bytes | None]) -> int | bytes:
+    """What ``getsockopt(..., buflen)`` returns. ``ask`` gets the size of the buffer, or its content where there is one, and
+    gives None for an option that does not exist. A buffer that can be written to gets the result, too."""
+    buffer: Buffer | None = None
+    content = b""
+    if not isinstance(buflen, int):
+        buffer, content = buflen, bytes(memoryview(buflen))
+        buflen = len(content)
+    if not 0 <= buflen <= 1024 and buffer is None:
+        raise os_error(errno.EINVAL)
+    value = ask(buflen if buffer is None else content)
+    if buffer is not None and isinstance(value, bytes):
+        if not (view := memoryview(buffer).cast("B")).readonly:
+            view[: min(len(view), len(value))] = value[: len(view)]
+        return value[:buflen]
+    if isinstance(value, bytes) and not buflen and len(value) == 4:
+        return int.from_bytes(value, "little")
+    if value is None:
+        raise os_error(errno.ENOPROTOOPT)
+    if isinstance(value, int):
+        return value.to_bytes(4, "little", signed=True)[:buflen] if buflen else value
+    if not buflen:
+        # The system writes the first four octets of the structure into an integer.
+        return int.from_bytes(value[:4], "little", signed=True)
+    return value[:buflen]
 
 
 def tcp_value(level: int, option: int, config: TcpConfig) -> int | bytes | None:

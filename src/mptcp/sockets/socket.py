@@ -345,7 +345,7 @@ class Socket(AdvancedApi):
 
     # --- names -------------------------------------------------------------------------------------------------------
     def _shown(self, endpoint: Endpoint) -> SocketAddress:
-        """With the lock: an endpoint of the connection as the program sees it."""
+        """An endpoint of the connection as the program sees it."""
         return from_endpoint(self._family, endpoint)
 
     def getsockname(self) -> SocketAddress:
@@ -401,33 +401,15 @@ class Socket(AdvancedApi):
         Options whose structure is input and output take a buffer that holds it instead of its size; one that can be
         written to has the result in it afterwards, as in C.
         """
-        buffer: Buffer | None = None
-        content = b""
-        if not isinstance(buflen, int):
-            buffer, content = buflen, bytes(memoryview(buflen))
-            buflen = len(content)
-        if not 0 <= buflen <= 1024 and buffer is None:
-            raise os_error(errno.EINVAL)
         level, optname = check_option(level, optname)
-        with self._pump.lock:
-            self._check_open()
-            value = self._get_extended(level, optname, buflen if buffer is None else content)
-            if value is None:
-                value = self._option(level, optname)
-        if buffer is not None and isinstance(value, bytes):
-            if not (view := memoryview(buffer).cast("B")).readonly:
-                view[: min(len(view), len(value))] = value[: len(view)]
-            return value[:buflen]
-        if isinstance(value, bytes) and not buflen and len(value) == 4:
-            return int.from_bytes(value, "little")
-        if value is None:
-            raise os_error(errno.ENOPROTOOPT)
-        if isinstance(value, int):
-            return value.to_bytes(4, "little", signed=True)[:buflen] if buflen else value
-        if not buflen:
-            # The system writes the first four octets of the structure into an integer.
-            return int.from_bytes(value[:4], "little", signed=True)
-        return value[:buflen]
+
+        def ask(argument: int | bytes) -> int | bytes | None:
+            with self._pump.lock:
+                self._check_open()
+                value = self._get_extended(level, optname, argument)
+                return self._option(level, optname) if value is None else value
+
+        return opt.answer(buflen, ask)
 
     def _option(self, level: int, optname: int) -> int | bytes | None:
         connection = self._connection

@@ -1,7 +1,8 @@
 """TLS over a blocking (or non-blocking) socket of this package, with the standard library's ``ssl``.
 
-OpenSSL would write to a descriptor; the octets of these sockets do not go through one. So it works on memory here
-(``ssl.MemoryBIO``), and ``TlsSocket`` carries them between it and the connection.
+OpenSSL would write to a descriptor; the octets of the user-space stack's sockets do not go through one. So it works on
+memory here (``ssl.MemoryBIO``), and ``TlsSocket`` carries them between it and the connection. A socket of the kernel's
+stack becomes an ``ssl.SSLSocket`` that keeps its own interface (``KernelTlsSocket``).
 
     tls = wrap_socket(ssl.create_default_context(), sock, server_hostname="server.example")
 
@@ -21,12 +22,14 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from mptcp.core.units import KIB
 from mptcp.runtime.clock import deadline_after, monotonic_us
 from mptcp.sockets.address import SocketAddress
+from mptcp.sockets.kernel_socket import KernelSocket
 
 if TYPE_CHECKING:
     from typing import Self
 
     from typing_extensions import Buffer
 
+    from mptcp.sockets.base import AnySocket
     from mptcp.sockets.socket import Socket
 
 #: Octets taken from the connection at once: several TLS records (RFC 8446 §5.1: 16 KiB each at most).
@@ -428,6 +431,42 @@ class TlsSocket:
             self.raw.settimeout(timeout)
 
 
+class KernelTlsSocket(ssl.SSLSocket, KernelSocket):  # type: ignore[misc]
+    """A socket of the kernel's stack with TLS by OpenSSL: everything ``ssl.SSLSocket`` has, and ``subflows`` and the rest."""
+
+    @classmethod
+    def over(
+        cls,
+        context: ssl.SSLContext,
+        sock: KernelSocket,
+        server_side: bool,
+        do_handshake_on_connect: bool,
+        suppress_ragged_eofs: bool,
+        server_hostname: str | None,
+        session: ssl.SSLSession | None,
+    ) -> KernelTlsSocket:
+        """Takes the descriptor of ``sock``, and its settings."""
+        made: Any = cast(Any, cls)._create(
+            sock=sock, server_side=server_side, do_handshake_on_connect=False, context=context, session=session,
+            suppress_ragged_eofs=suppress_ragged_eofs, server_hostname=server_hostname,
+        )  # fmt: skip
+        made.inherit(sock)
+        made.do_handshake_on_connect = do_handshake_on_connect
+        if do_handshake_on_connect and _is_connected(made):
+            try:
+                if made.gettimeout() == 0:
+                    raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
+                made.do_handshake()
+            except BaseException:
+                made.close()
+                raise
+        return cast(KernelTlsSocket, made)
+
+
+#: What ``wrap_socket`` gives.
+AnyTlsSocket = TlsSocket | KernelTlsSocket
+
+
 class SSLContext(ssl.SSLContext):
     """A context whose ``wrap_socket`` also takes sockets of this package."""
 
@@ -440,7 +479,7 @@ class SSLContext(ssl.SSLContext):
         server_hostname: str | None = None,
         session: ssl.SSLSession | None = None,
     ) -> Any:
-        if isinstance(sock, std.socket):
+        if isinstance(sock, std.socket) and not isinstance(sock, KernelSocket):
             return super().wrap_socket(
                 sock, server_side, do_handshake_on_connect, suppress_ragged_eofs, server_hostname, session
             )
@@ -452,15 +491,20 @@ class SSLContext(ssl.SSLContext):
 
 def wrap_socket(
     context: ssl.SSLContext,
-    sock: Socket,
+    sock: AnySocket,
     server_hostname: str | None = None,
     *,
     server_side: bool = False,
     do_handshake_on_connect: bool = True,
     suppress_ragged_eofs: bool = True,
     session: ssl.SSLSession | None = None,
-) -> TlsSocket:
+) -> AnyTlsSocket:
     """``context.wrap_socket`` for a socket of this package, connected or not (or listening, with ``server_side``)."""
+    if isinstance(sock, KernelSocket):
+        return KernelTlsSocket.over(
+            adopt_context(context) if server_side else context, sock, server_side, do_handshake_on_connect,
+            suppress_ragged_eofs, server_hostname, session,
+        )  # fmt: skip
     return TlsSocket(
         context, sock, server_side=server_side, server_hostname=server_hostname, session=session,
         do_handshake_on_connect=do_handshake_on_connect, suppress_ragged_eofs=suppress_ragged_eofs,
@@ -485,7 +529,7 @@ def adopt_context(context: ssl.SSLContext) -> SSLContext:
     return cast(SSLContext, context)
 
 
-def _is_connected(sock: Socket) -> bool:
+def _is_connected(sock: AnySocket) -> bool:
     try:
         sock.getpeername()
     except OSError:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mptcp.sockets import create
 from mptcp.sockets.base import Stack
+from mptcp.sockets.kernel_socket import KernelSocket
 from mptcp.sockets.socket import Socket
 from mptcp.sockets.tls import TlsSocket, wrap_socket
 
@@ -63,7 +64,7 @@ def _wrap(
     server_hostname: Any = None,
     session: Any = None,
 ) -> Any:
-    if isinstance(sock, Socket):
+    if isinstance(sock, (Socket, KernelSocket)):
         return wrap_socket(
             self, sock, server_hostname, server_side=server_side, do_handshake_on_connect=do_handshake_on_connect,
             suppress_ragged_eofs=suppress_ragged_eofs, session=session,

@@ -19,6 +19,7 @@ import mptcp
 from mptcp.core.path_managers.base import PathManager
 from mptcp.links.loopback import LoopbackLink
 from mptcp.sockets.create import current_stack
+from mptcp.sockets.kernel import KernelStack
 from mptcp.sockets.notifier import Notifier
 
 
@@ -100,9 +101,18 @@ def test_without_multipath_the_reason_is_told(ours: Any) -> None:
 
 
 # --- creating ---------------------------------------------------------------------------------------------------------
-def test_no_stack_in_use() -> None:
-    with pytest.raises(mptcp.ConfigurationError, match="no stack is in use"):
-        mptcp.create_connection(("10.0.0.2", 80))
+def test_without_a_stack_in_use_it_is_the_kernels() -> None:
+    stack = current_stack()
+    assert isinstance(stack, KernelStack)
+    assert current_stack() is stack
+    with (
+        mptcp.create_server(("127.0.0.1", 0)) as server,
+        mptcp.create_connection(server.getsockname()) as client,
+        server.accept()[0] as accepted,
+    ):
+        client.sendall(b"hello")
+        assert accepted.recv(5) == b"hello"
+        assert client.is_multipath is accepted.is_multipath is bool(stack.multipath)
 
 
 def test_use_nests_and_the_default_is_for_threads(ours: Any) -> None:

@@ -1,0 +1,536 @@
+"""The socket of the kernel's stack: a ``socket.socket`` with the interface of this package's own.
+
+Data goes the way of the standard library: ``send``, ``recv`` and all their kin are its C methods. What is added decides
+before a connection begins whether it is MPTCP or TCP, and reads and steers it afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket as std
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from mptcp.core.multipath.config import ConnectionConfig
+from mptcp.errors import NotSupportedError, PathError
+from mptcp.info import ConnectionInfo, Endpoint
+from mptcp.kernel import sockopt
+from mptcp.kernel.connection import KernelConnection
+from mptcp.sockets import options as opt
+from mptcp.sockets.address import SocketAddress, from_endpoint, os_error, to_endpoint
+from mptcp.sockets.advanced import UNTOLD, AdvancedSettings
+from mptcp.sockets.events import EventStream
+from mptcp.sockets.kernel_events import recvmsg_with_events
+from mptcp.sockets.kernel_options import (
+    MAX_SYN_RETRIES,
+    REFUSAL_ERRNOS,
+    REFUSED_BY_LINUX,
+    Treatment,
+    connect_limit_s,
+    refused,
+)
+from mptcp.sockets.kernel_strategies import KernelStrategies
+from mptcp.sockets.legacy import AWARE_SETTINGS, DEFAULT_SETTINGS, MultipathSettings
+from mptcp.sockets.multipath_options import EXTENDED_OPTIONS
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from typing_extensions import Buffer
+
+    from mptcp.kernel.segment_routing import SegmentRoute
+    from mptcp.sockets.kernel import KernelStack
+
+#: Options set before the connection that are set again if the socket has to become one of the other protocol.
+MAX_KEPT_OPTIONS = 128
+
+#: What else a new descriptor needs to be told again; these the kernel remembers for the socket alone.
+_STATE = (
+    "_accepted", "_advanced", "_bound", "_config", "_connection", "_disabled", "_futures", "_kept", "_listening", "_lock", "_news", "_options",
+    "_pending", "_remotes", "_routes", "_settings", "_stack", "_stream",
+)  # fmt: skip
+
+
+class KernelSocket(KernelStrategies, std.socket):
+    """Made by ``KernelStack.socket``, ``create_connection``, ``create_server`` or ``accept``; or as ``socket.socket`` is.
+
+    ``proto`` reads as IPPROTO_TCP, so that asyncio and others know it for what it is to them; ``SO_PROTOCOL`` tells which
+    of the two the kernel has.
+    """
+
+    __slots__ = _STATE
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,  # noqa: A002 the standard library's name
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        stack: KernelStack | None = None,
+        config: ConnectionConfig | None = None,
+    ) -> None:
+        if stack is None:
+            from mptcp.sockets.kernel import default_stack
+
+            stack = default_stack()
+        self._stack = stack
+        self._lock = threading.RLock()
+        self._news = threading.Condition(self._lock)
+        self._routes: dict[int, SegmentRoute] = {}
+        self._futures: list[asyncio.Future[None]] = []
+        self._config = config or stack.config
+        self._settings: MultipathSettings = DEFAULT_SETTINGS
+        self._advanced: AdvancedSettings = UNTOLD
+        self._stream: weakref.ref[EventStream] | None = None
+        self._connection: KernelConnection | None = None
+        self._remotes: tuple[Endpoint, ...] = ()
+        self._bound: Endpoint | None = None
+        self._listening = False
+        self._accepted = False  # it came from a listening socket
+        self._pending = False  # a connect that does not block has begun
+        self._disabled = ""  # why the descriptor is TCP
+        self._kept: dict[tuple[int, int], int | bytes] = {}  # options to set again on another descriptor
+        self._options: dict[tuple[int, int], int] = {}  # options that only this class knows
+        if fileno is not None:
+            super().__init__(family, type, proto, fileno)
+            return
+        if proto == opt.IPPROTO_MPTCP or config is not None:
+            self._settings = AWARE_SETTINGS
+        family = std.AF_INET if family == -1 else family
+        kind = std.SOCK_STREAM if type == -1 else type
+        effective = self._effective_config()
+        if effective.multipath:
+            try:
+                with stack.namespace.entered():
+                    super().__init__(family, kind, opt.IPPROTO_MPTCP)
+            except OSError as error:
+                if error.errno not in (errno.ENOPROTOOPT, errno.EPROTONOSUPPORT, errno.EINVAL):
+                    raise
+                self._disabled = stack.multipath.reason or f"the kernel made no MPTCP socket: {error.strerror}"
+        else:
+            self._disabled = effective.disabled_reason or "the configuration turns MPTCP off"
+        if self._disabled:
+            with stack.namespace.entered():
+                super().__init__(family, kind, std.IPPROTO_TCP)
+        for level, option, value in opt.differences(self._config.tcp):
+            self.setsockopt(level, option, value)
+
+    # --- identity ----------------------------------------------------------------------------------------------------
+    @property
+    def proto(self) -> int:
+        """IPPROTO_TCP: programs (asyncio, for one) look at it to know that TCP's options exist."""
+        return std.IPPROTO_TCP
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        kind = "closed" if self.fileno() < 0 else "MPTCP" if self._is_mptcp_descriptor() else "TCP"
+        return text.replace("proto=6", f"proto=6 ({kind})")
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+    def connect(self, address: Any) -> None:
+        address = self._prepare_connect(address)
+        try:
+            self._connect_within_limit(address)
+        except BlockingIOError:
+            self._pending = True
+            raise
+        self.note_connected()
+
+    def connect_ex(self, address: Any) -> int:
+        try:
+            address = self._prepare_connect(address)
+        except OSError as error:
+            return error.errno or errno.EIO
+        number = super().connect_ex(address)
+        if number in (errno.EINPROGRESS, errno.EAGAIN):
+            self._pending = True
+        elif not number:
+            self.note_connected()
+        return number
+
+    def note_connected(self) -> None:
+        """A connect has succeeded; one that did not block, of this or another part of the program."""
+        self._pending = False
+        if self._stream is not None or self._settings.events or self._wants_manager():
+            self._begin_connection()
+
+    def _prepare_connect(self, address: Any) -> Any:
+        """Before a connect that begins: MPTCP or TCP, and from where. The address, with names looked up."""
+        if self._pending or self._connection is not None or self._listening:
+            return address
+        remote = to_endpoint(self.family, address, "connect")
+        if _is_name(address):
+            address = from_endpoint(self.family, remote)
+        with self.event_lock:
+            config = self._effective_config(remote)
+            self._become(config.multipath, config.disabled_reason)
+            local = self._connect_local(remote, config)
+            if local is not None:
+                super().bind(from_endpoint(self.family, local))
+            self._stack.prepare()
+        return address
+
+    def _connect_local(self, remote: Endpoint, config: ConnectionConfig) -> Endpoint | None:
+        """Where the connection is bound to; None: it is already, or the kernel chooses."""
+        bound = self._bound
+        if bound is not None and not bound.is_unspecified:
+            return None
+        port = bound.port if bound is not None else 0
+        named = config.local_addresses
+        if named is None:
+            if not self._settings.excluded:
+                return self._stack.preferred_local(remote) if bound is None else None
+            named = tuple(Endpoint(a) for a in self._stack.local_addresses() if a not in self._settings.excluded)
+        for endpoint in named:
+            if len(endpoint.address) == len(remote.address):
+                if bound is not None and port:
+                    break  # on the wildcard with a port: the kernel takes the route's address
+                return Endpoint(endpoint.address, endpoint.port)
+        else:
+            raise PathError(f"no address named could reach {remote.host}", errno.EADDRNOTAVAIL)
+        return None
+
+    def _connect_within_limit(self, address: Any) -> None:
+        retries = self._options.get((std.IPPROTO_TCP, std.TCP_SYNCNT), 0)
+        timeout = self.gettimeout()
+        if not retries or timeout == 0 or not self._is_mptcp_descriptor():
+            super().connect(address)
+            return
+        limit = connect_limit_s(retries)
+        self.settimeout(limit if timeout is None else min(limit, timeout))
+        try:
+            super().connect(address)
+        except TimeoutError as error:
+            if timeout is not None and timeout < limit:
+                raise
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
+        finally:
+            self.settimeout(timeout)
+
+    def bind(self, address: Any) -> None:
+        endpoint = to_endpoint(self.family, address, "bind")
+        with self.event_lock:
+            before, self._bound = self._bound, endpoint
+            try:
+                if before is None and not self._has_connection():
+                    # A socket that turns TCP by this does so while nothing is bound yet.
+                    config = self._effective_config()
+                    self._become(config.multipath, config.disabled_reason)
+                super().bind(address)
+                self._bound = _endpoint_of(super().getsockname())
+            except BaseException:
+                self._bound = before
+                raise
+
+    def listen(self, backlog: int = 128) -> None:
+        with self.event_lock:
+            if not self._listening:
+                config = self._effective_config()
+                self._become(config.multipath, config.disabled_reason)
+                self._bind_listener(config)
+            super().listen(backlog)
+            self._listening = True
+            self._stack.prepare()
+
+    def _bind_listener(self, config: ConnectionConfig) -> None:
+        """To the one address named with ADD, if there is one and the socket is bound to no other."""
+        bound = self._bound
+        if not self._settings.listed or (bound is not None and not bound.is_unspecified):
+            return
+        families = (4,) if self.family == std.AF_INET else (4, 6)
+        named = [e for e in config.local_addresses or () if e.family in families]
+        if len(named) > 1:
+            raise NotSupportedError("a socket of the kernel listens at one address, or at all: use a socket for each")
+        if named and bound is not None and bound.port:
+            self._move_to(Endpoint(named[0].address, bound.port))
+        elif named:
+            super().bind(from_endpoint(self.family, named[0]))
+
+    def accept(self) -> tuple[KernelSocket, Any]:
+        fd, address = cast(Any, self)._accept()
+        sock = type(self)._of_descriptor(self, fd)
+        if std.getdefaulttimeout() is None and self.gettimeout():
+            sock.setblocking(True)
+        return sock, address
+
+    @classmethod
+    def _of_descriptor(cls, listener: KernelSocket, fd: int) -> KernelSocket:
+        sock = KernelSocket(
+            listener.family, listener.type, std.IPPROTO_TCP, fd, stack=listener._stack, config=listener._config
+        )
+        sock._settings = listener._settings
+        sock._advanced = listener._advanced
+        sock._disabled = listener._disabled
+        sock._options = dict(listener._options)
+        sock._bound = listener._bound
+        if listener._settings.events:
+            sock.__class__ = KernelSocketWithEvents
+        sock._accepted = True
+        sock.note_connected()
+        return sock
+
+    # --- ending ------------------------------------------------------------------------------------------------------
+    def _real_close(self, *args: Any) -> None:
+        with self.event_lock:
+            self._let_go()
+            cast(Any, super())._real_close(*args)
+            self.handle_news()
+
+    def detach(self) -> int:
+        with self.event_lock:
+            self._let_go()
+            fd = super().detach()
+            self.handle_news()
+        return fd
+
+    def _let_go(self) -> None:
+        """With the lock: the descriptor is about to be another's."""
+        connection, self._connection = self._connection, None
+        for number in list(self._routes):
+            self._drop_route(number)
+        if connection is not None:
+            connection.on_news = None
+            connection.close()
+            if self._stream is not None and (stream := self._stream()) is not None:
+                stream.attach(connection)  # what it has told so far can still be read
+
+    def dup(self) -> Self:
+        """Another descriptor of the same connection, with the settings of this one."""
+        fd = os.dup(self.fileno())
+        sock = type(self)(self.family, self.type, std.IPPROTO_TCP, fd, stack=self._stack, config=self._config)
+        sock.settimeout(self.gettimeout())
+        sock.inherit(self)
+        return sock
+
+    def inherit(self, other: KernelSocket) -> None:
+        """The settings of ``other``, which has the same descriptor, or had it."""
+        for name in _STATE:
+            if name not in ("_connection", "_futures", "_lock", "_news", "_routes", "_stream"):
+                setattr(self, name, getattr(other, name))
+
+    # --- options -----------------------------------------------------------------------------------------------------
+    def setsockopt(self, level: int, optname: int, value: int | Buffer | None, optlen: int | None = None) -> None:
+        """As ``socket.socket``, and the options of RFC 6897 and of draft-hesmans-mptcp-socket; docs/kernel.md lists those
+        that Linux refuses on MPTCP sockets, with what becomes of them."""
+        if value is None:
+            super().setsockopt(level, optname, None, cast(int, optlen))
+            return
+        plain = value if isinstance(value, int) else bytes(memoryview(value))
+        if _is_extended(level, optname):
+            with self.event_lock:
+                self._check_open()
+                self._set_extended(level, optname, plain)
+            return
+        try:
+            super().setsockopt(level, optname, plain)
+        except OSError as error:
+            if error.errno not in REFUSAL_ERRNOS or not self._is_mptcp_descriptor():
+                raise
+            with self.event_lock:
+                self._set_refused(level, optname, plain, error)
+            return
+        self._keep_option(level, optname, plain)
+
+    def _set_refused(self, level: int, optname: int, value: int | bytes, error: OSError) -> None:
+        """With the lock: Linux does not take this option on an MPTCP socket."""
+        entry = REFUSED_BY_LINUX.get((level, optname))
+        if entry is not None and entry.treatment is Treatment.KEPT:
+            self._options[level, optname] = opt.to_int(value)
+            return
+        if (level, optname) == (std.IPPROTO_TCP, std.TCP_SYNCNT):
+            number = opt.to_int(value)
+            if not 1 <= number <= MAX_SYN_RETRIES:
+                raise os_error(errno.EINVAL)
+            self._options[level, optname] = number
+            return
+        if entry is not None and not self._is_aware() and not self._has_connection() and not self._listening:
+            # A program that does not know of MPTCP means what TCP has: it gets TCP.
+            self._become(False, f"{entry.name} was set, which only TCP has")
+            self.setsockopt(level, optname, value)
+            return
+        raise refused(level, optname, error) from None
+
+    def getsockopt(self, level: int, optname: int, buflen: int | Buffer = 0) -> Any:
+        """As ``socket.socket``. The drafts' options whose structure is input and output take a buffer that holds it
+        instead of its size; one that can be written to has the result in it afterwards, as in C."""
+        if not _is_extended(level, optname):
+            return self._get_plain(level, optname, buflen)
+        with self.event_lock:
+            self._check_open()
+            return opt.answer(buflen, lambda argument: self._get_extended(level, optname, argument))
+
+    def _get_plain(self, level: int, optname: int, buflen: Any) -> Any:
+        kept = self._options.get((level, optname))
+        if kept is None:
+            try:
+                return super().getsockopt(level, optname, buflen)
+            except OSError as error:
+                if error.errno not in REFUSAL_ERRNOS or not self._is_mptcp_descriptor():
+                    raise
+                entry = REFUSED_BY_LINUX.get((level, optname))
+                if entry is None or entry.treatment is Treatment.REFUSED:
+                    raise refused(level, optname, error) from None
+                kept = self._path_mtu() if entry.name.endswith("_MTU") else entry.default
+        return kept.to_bytes(4, "little", signed=True)[:buflen] if buflen else kept
+
+    def _path_mtu(self) -> int:
+        sizes = [entry.tcp.pmtu for entry in sockopt.full_info(self.fileno()).subflows if entry.tcp.pmtu]
+        if not sizes:
+            raise os_error(errno.ENOTCONN)
+        return min(sizes)
+
+    def _keep_option(self, level: int, optname: int, value: int | bytes) -> None:
+        if self._connection is None and (len(self._kept) < MAX_KEPT_OPTIONS or (level, optname) in self._kept):
+            self._kept[level, optname] = value
+        if (level, optname) in ((std.SOL_SOCKET, std.SO_SNDBUF), (std.SOL_SOCKET, std.SO_RCVBUF)):
+            changes = opt.tcp_changes(level, optname, value) or {}
+            self._config = self._config.changed(tcp=self._config.tcp.changed(**changes))
+
+    def _subscribe(self, mask: int) -> None:
+        """``recvmsg`` gives events on sockets that ask for them, and on no others."""
+        super()._subscribe(mask)
+        if type(self) in (KernelSocket, KernelSocketWithEvents):
+            self.__class__ = KernelSocketWithEvents if mask else KernelSocket
+        elif mask:
+            raise NotSupportedError("recvmsg of this socket is not the connection's: use events()")
+
+    # --- several paths -----------------------------------------------------------------------------------------------
+    @property
+    def is_multipath(self) -> bool:
+        """Whether the connection speaks MPTCP (not before it is established, not after fallback)."""
+        with self.event_lock:
+            connection = self._find_connection()
+            return connection is not None and connection.is_multipath
+
+    @property
+    def fallback_reason(self) -> str:
+        """Why it does not speak MPTCP, as far as that is known; "" if it does, or is not connected."""
+        with self.event_lock:
+            connection = self._find_connection()
+            if connection is None:
+                return ""
+            return (self._disabled if not connection.is_multipath else "") or connection.fallback_reason
+
+    def info(self) -> ConnectionInfo:
+        with self.event_lock:
+            info = self._the_connection().info()
+            if not info.is_multipath and self._disabled:
+                info.fallback_reason = self._disabled
+            return info
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+    def _check_open(self) -> None:
+        if self.fileno() < 0:
+            raise os_error(errno.EBADF)
+
+    def _is_aware(self) -> bool:
+        return self._settings.aware or bool(self._settings.enabled)
+
+    def _is_mptcp_descriptor(self) -> bool:
+        try:
+            return super().getsockopt(std.SOL_SOCKET, std.SO_PROTOCOL) == opt.IPPROTO_MPTCP
+        except OSError:
+            return False
+
+    def _has_connection(self) -> bool:
+        return self._pending or self._find_connection() is not None
+
+    def _find_connection(self) -> KernelConnection | None:
+        if self._connection is None and self.fileno() >= 0 and not self._listening:
+            try:
+                super().getpeername()
+            except OSError:
+                return None
+            self._begin_connection()
+        return self._connection
+
+    def _begin_connection(self) -> None:
+        """The descriptor is connected."""
+        with self.event_lock:
+            if self._connection is None:
+                self._pending = False
+                self._connection = connection = self._stack.open_connection(self.fileno(), self._accepted, self._lock)
+                connection.max_subflows = self._most_subflows()
+                connection.on_news = _waker(self)
+                self._show_events()
+
+    def _become(self, multipath: bool, reason: str) -> None:
+        """With the lock, before there is a connection: the descriptor is MPTCP, or TCP for that reason."""
+        if multipath and not (support := self._stack.multipath):
+            multipath, reason = False, support.reason
+        if multipath != self._is_mptcp_descriptor():
+            self._replace(opt.IPPROTO_MPTCP if multipath else std.IPPROTO_TCP)
+        self._disabled = "" if multipath else reason
+
+    def _replace(self, protocol: int) -> None:
+        """Another socket under the same descriptor, with the options, the name and the modes of this one."""
+        with self._stack.namespace.entered():
+            fresh = std.socket(self.family, std.SOCK_STREAM, protocol)
+        with fresh:
+            for (level, option), value in self._kept.items():
+                try:
+                    fresh.setsockopt(level, option, value)
+                except OSError as error:
+                    if error.errno in REFUSAL_ERRNOS and protocol == opt.IPPROTO_MPTCP:
+                        raise refused(level, option, error) from None
+                    raise
+            if self.gettimeout() is not None:
+                fresh.setblocking(False)
+            name = super().getsockname()
+            os.dup2(fresh.fileno(), self.fileno(), self.get_inheritable())
+        if self._bound is not None and name[1]:
+            super().bind(name)
+
+    def _move_to(self, local: Endpoint) -> None:
+        """As ``_replace``, with another name."""
+        self._bound = None
+        self._replace(opt.IPPROTO_MPTCP if self._is_mptcp_descriptor() else std.IPPROTO_TCP)
+        super().bind(from_endpoint(self.family, local))
+        self._bound = local
+
+
+class KernelSocketWithEvents(KernelSocket):
+    """One that has subscribed to events as ancillary data: here, and only here, ``recvmsg`` is not the C method."""
+
+    __slots__ = ()
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        return recvmsg_with_events(self, super().recvmsg, bufsize, ancbufsize, flags)
+
+
+def _waker(sock: KernelSocket) -> Callable[[], None]:
+    """Tells ``sock`` of events, as long as it is there."""
+    ref = weakref.ref(sock)
+
+    def wake() -> None:
+        alive = ref()
+        if alive is not None:
+            alive.handle_news()
+
+    return wake
+
+
+def _is_extended(level: int, optname: int) -> bool:
+    if level == std.IPPROTO_TCP:
+        return optname in EXTENDED_OPTIONS
+    return (level, optname) == (std.SOL_SOCKET, std.SO_BINDTODEVICE)
+
+
+def _is_name(address: Any) -> bool:
+    """Whether the host of a socket address has to be looked up."""
+    try:
+        std.inet_pton(std.AF_INET6 if ":" in address[0] else std.AF_INET, address[0].partition("%")[0])
+    except (OSError, TypeError, AttributeError, ValueError):
+        return bool(address[0])
+    return False
+
+
+def _endpoint_of(name: SocketAddress) -> Endpoint:
+    return to_endpoint(std.AF_INET6 if ":" in name[0] else std.AF_INET, name[:2], "getsockname")
