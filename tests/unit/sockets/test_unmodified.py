@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-# urllib3 finds out when it is imported whether there is IPv6, by a bind to ::1; docs/unmodified.md says what to do.
+# urllib3 finds out when it is imported whether there is IPv6, by a bind to ::1; docs/run.md says what to do.
 with suppress(ImportError):
     import urllib3.util.connection  # noqa: F401
 
