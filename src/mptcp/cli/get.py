@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import SplitResult
 
 import typer
 
 from mptcp.cli import figures
-from mptcp.cli.connections import Stack, open_stack
+from mptcp.cli.connections import StackInUse, open_stack
 from mptcp.cli.fetch import Fetch, default_name, split_url
+from mptcp.cli.kernel_stack import KernelInUse, StackName, choose
 from mptcp.cli.link_option import DEFAULT_LINK
 from mptcp.cli.progress import TransferDisplay
 from mptcp.cli.udp import links_for, open_udp
@@ -29,15 +32,24 @@ def get(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write (default: the URL's name).")
     ] = None,
+    stack: Annotated[
+        StackName | None,
+        typer.Option(help="kernel (the default), or user: this package's own, the default with --link and --pcap."),
+    ] = None,
     link: Annotated[
         list[str] | None,
-        typer.Option(help=f"Link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).", metavar="LINK"),
+        typer.Option(
+            help=f"--stack user: link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).",
+            metavar="LINK",
+        ),
     ] = None,
     backup: Annotated[
         list[str] | None,
         typer.Option(help="One of our addresses whose subflows are only for when no other works.", metavar="ADDRESS"),
     ] = None,
-    pcap: Annotated[Path | None, typer.Option(help="Write every packet to this pcapng file.", metavar="FILE")] = None,
+    pcap: Annotated[
+        Path | None, typer.Option(help="--stack user: write every packet to this pcapng file.", metavar="FILE")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds without progress before giving up.", min=0.1)] = 60.0,
     sha256: Annotated[bool, typer.Option("--sha256", help="Print the file's SHA-256.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -48,14 +60,9 @@ def get(
     parts = split_url(url)
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no directory {target.parent}")
-    specs = links_for(parts, link or ())
-    stack: Stack
-    if specs[0].kind == "udp":
-        stack = open_udp(specs, towards=parts.hostname or "", pcap=pcap, backup=backup or ())
-    else:
-        stack = open_stack(specs, pcap=pcap, backup=backup or ())
-    with stack:
-        transfer = Transfer(stack, url, target, timeout=timeout, quiet=quiet or as_json)
+    name = choose(stack, parts.scheme, link or (), pcap)
+    with _open(name, parts, link or (), pcap, backup or ()) as opened, opened.shown("mptcp get"):
+        transfer = Transfer(opened, url, target, timeout=timeout, quiet=quiet or as_json)
         try:
             transfer.run(sha256)
         except KeyboardInterrupt:
@@ -70,10 +77,21 @@ def get(
         transfer.print_summary()
 
 
+def _open(
+    name: StackName, parts: SplitResult, link: Sequence[str], pcap: Path | None, backup: Sequence[str]
+) -> StackInUse:
+    if name is StackName.KERNEL:
+        return KernelInUse(backup)
+    specs = links_for(parts, link)
+    if specs[0].kind == "udp":
+        return open_udp(specs, towards=parts.hostname or "", pcap=pcap, backup=backup)
+    return open_stack(specs, pcap=pcap, backup=backup)
+
+
 class Transfer:
     """One ``get``: the fetch and its display."""
 
-    def __init__(self, stack: Stack, url: str, target: Path, *, timeout: float, quiet: bool) -> None:
+    def __init__(self, stack: StackInUse, url: str, target: Path, *, timeout: float, quiet: bool) -> None:
         self._socket: Any = None
         self._snapshot = stack.snapshot
         self._quiet = quiet

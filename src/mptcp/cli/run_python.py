@@ -14,6 +14,7 @@ import typer
 
 from mptcp.cli.connections import open_stack
 from mptcp.cli.link_option import DEFAULT_LINK, parse_links
+from mptcp.cli.shown import shown
 from mptcp.cli.udp import open_udp
 from mptcp.errors import ConfigurationError
 from mptcp.sockets.policy import Policy
@@ -44,6 +45,7 @@ def run(
         open_it = open_udp if specs[0].kind == "udp" else open_stack
         stack = exits.enter_context(open_it(specs, pcap=pcap, backup=backup or ()))
         stack.user_stack.set_policy(rules)
+        exits.enter_context(shown(stack.user_stack, Path(module or arguments[0]).name))
         exits.enter_context(patched(stack.user_stack))
         if module is not None:
             _execute(module, ["-m", *arguments], os.getcwd(), lambda: runpy.run_module(module, None, "__main__", True))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mptcp.cli.connections import Stack, open_stack
+from mptcp.cli.connections import StackInUse, open_stack
 from mptcp.cli.file_server import FileServer
+from mptcp.cli.kernel_stack import KernelInUse, StackName, choose
 from mptcp.cli.link_option import DEFAULT_LINK, parse_links
 from mptcp.cli.udp import open_udp
 from mptcp.errors import ConfigurationError
@@ -19,35 +22,58 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", "-p", help="Port to listen on (of UDP with --link udp).", min=1, max=65535)
     ] = 8000,
+    stack: Annotated[
+        StackName | None,
+        typer.Option(help="kernel (the default), or user: this package's own, the default with --link and --pcap."),
+    ] = None,
     link: Annotated[
         list[str] | None,
-        typer.Option(help=f"Link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).", metavar="LINK"),
+        typer.Option(
+            help=f"--stack user: link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).",
+            metavar="LINK",
+        ),
     ] = None,
     backup: Annotated[
         list[str] | None,
         typer.Option(help="One of our addresses whose subflows are only for when no other works.", metavar="ADDRESS"),
     ] = None,
-    pcap: Annotated[Path | None, typer.Option(help="Write every packet to this pcapng file.", metavar="FILE")] = None,
+    pcap: Annotated[
+        Path | None, typer.Option(help="--stack user: write every packet to this pcapng file.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Serve a directory by HTTP, with ranges, until Ctrl-C."""
     if not directory.is_dir():
         raise ConfigurationError(f"{directory} is no directory")
-    specs = parse_links(link or [DEFAULT_LINK])
-    if specs[0].kind == "loopback":
-        raise ConfigurationError("nobody outside of this process reaches a server on loopback: use it with mptcp get")
-    stack: Stack
-    if specs[0].kind == "udp":
-        port = specs[0].port or port
-        stack = open_udp(specs, port=port, pcap=pcap, backup=backup or ())
-    else:
-        stack = open_stack(specs, pcap=pcap, backup=backup or ())
-    with stack:
+    with _open(choose(stack, "http", link or (), pcap), link or (), pcap, backup or (), port) as (opened, port):
         server = FileServer(
-            stack.listen(port), directory, say=lambda line: print(line, flush=True), snapshot=stack.snapshot
+            opened.listen(port), directory, say=lambda line: print(line, flush=True), snapshot=opened.snapshot
         )
-        for address in stack.addresses:
-            print(f"serving {directory} at {stack.url(address, port)}", flush=True)
+        for address in opened.addresses:
+            print(f"serving {directory} at {opened.url(address, port)}", flush=True)
         try:
             server.serve_forever()
         finally:
             server.server_close()
+
+
+@contextlib.contextmanager
+def _open(
+    name: StackName, link: Sequence[str], pcap: Path | None, backup: Sequence[str], port: int
+) -> Iterator[tuple[StackInUse, int]]:
+    """The stack, and the port that it listens on."""
+    opened: StackInUse
+    if name is StackName.KERNEL:
+        opened = KernelInUse(backup)
+    else:
+        specs = parse_links(link or [DEFAULT_LINK])
+        if specs[0].kind == "loopback":
+            raise ConfigurationError(
+                "nobody outside of this process reaches a server on loopback: use it with mptcp get"
+            )
+        if specs[0].kind == "udp":
+            port = specs[0].port or port
+            opened = open_udp(specs, port=port, pcap=pcap, backup=backup)
+        else:
+            opened = open_stack(specs, pcap=pcap, backup=backup)
+    with opened, opened.shown("mptcp serve"):
+        yield opened, port

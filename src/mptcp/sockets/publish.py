@@ -21,7 +21,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -50,6 +50,8 @@ MAX_CLIENTS: Final = 8
 MAX_WAITING: Final = 1024
 #: Seconds after which a client that does not say what it wants, or does not read, is left.
 PATIENCE_S: Final = 2.0
+#: Seconds until a listener that has gone is noticed, when there is nothing to tell it.
+ABSENCE_S: Final = 1.0
 #: Stacks that are looked at.
 MAX_STACKS: Final = 256
 
@@ -137,7 +139,10 @@ class Publisher:
 
     def _tell(self, connection: Connection, event: Event) -> None:
         """With the stack's lock."""
-        told = _event_line(connection, event)
+        stack = self._stack()
+        if stack is None:
+            return
+        told = _event_line(stack, connection, event)
         for client in list(self._clients):
             client.put(told)
 
@@ -149,7 +154,7 @@ class Publisher:
             with stack.pump.lock:
                 found = list(stack.pump.host.connections)
                 count = len(found)
-                connections = [connection_to_json(c.local, c.remote, c.info()) for c in found[:MAX_CONNECTIONS]]
+                connections = [_connection_json(stack, connection) for connection in found[:MAX_CONNECTIONS]]
         return {
             "pid": os.getpid(), "program": self.program, "connections": connections, "omitted": count - len(connections),
         }  # fmt: skip
@@ -179,13 +184,20 @@ def _accept(reference: weakref.ref[Publisher], listener: std.socket) -> None:
         threading.Thread(target=client.serve, name="mptcp-publish-client", daemon=True).start()
 
 
-def _event_line(connection: Connection, event: Event) -> dict[str, Any]:
-    return {
-        "connection": {
-            "local": str(connection.local), "remote": str(connection.remote), "token": connection.token,
-        },
-        **event_to_json(event),
-    }  # fmt: skip
+def _connection_json(stack: UserStack, connection: Connection) -> dict[str, Any]:
+    info = connection.info()
+    for subflow in info.subflows:
+        subflow.local, subflow.remote = stack.outer(subflow.local, subflow.remote)
+    return connection_to_json(*stack.outer(connection.local, connection.remote), info)
+
+
+def _event_line(stack: UserStack, connection: Connection, event: Event) -> dict[str, Any]:
+    if event.local is not None and event.remote is not None:
+        local, remote = stack.outer(event.local, event.remote)
+        event = replace(event, local=local, remote=remote)
+    local, remote = stack.outer(connection.local, connection.remote)
+    whose = {"local": str(local), "remote": str(remote), "token": connection.token}
+    return {"connection": whose, **event_to_json(event)}
 
 
 class _Client:
@@ -237,7 +249,7 @@ class _Client:
         self._publisher._observe()
         self._send({"pid": os.getpid(), "program": self._publisher.program})
         while self._publisher._finalizer.alive:
-            if not self._news.wait(1.0) and self._is_gone():
+            if not self._news.wait(ABSENCE_S) and self._is_gone():
                 return
             self._news.clear()
             with self._lock:

@@ -124,6 +124,10 @@ class UserStack(Stack):
         with self.pump.lock:
             return Counters(self.pump.counters)
 
+    def outer(self, local: Endpoint, remote: Endpoint) -> tuple[Endpoint, Endpoint]:
+        """The addresses of a subflow as the network below sees them: the same, unless this stack has some of its own."""
+        return local, remote
+
     def publish(self, program: str = "") -> Publisher:
         """Other processes of this user can look at the stack (``mptcp ls --stack user``) until the result is closed.
 
