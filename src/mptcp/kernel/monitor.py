@@ -37,7 +37,7 @@ UNCLAIMED_S: Final = 120.0
 #: Full info is read every so many seconds without privilege, or less often with many connections: ``POLL_COST_S`` is what
 #: one reading takes, ``POLL_SHARE`` what all of them together may take of a processor.
 POLL_S: Final = 0.2
-POLL_COST_S: Final = 100e-6
+POLL_COST_S: Final = 200e-6
 POLL_SHARE: Final = 0.01
 #: The namespace's counters are looked at every so many seconds: no event tells that a connection fell back to TCP.
 FALLBACK_S: Final = 2.0
