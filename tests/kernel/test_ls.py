@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -118,7 +119,7 @@ def test_rates_are_of_what_goes_through(
     client, server = connection
     with KernelSource(NetNamespace(lab.client.fileno())) as source:
         rates = Rates()
-        rates.update(source.read().rows, 0)
+        rates.update(replace(source.read(), at_ns=0))
         reader = threading.Thread(target=server.recv, args=(125_000, socket.MSG_WAITALL))
         reader.start()
         client.sendall(bytes(125_000))
@@ -128,9 +129,9 @@ def test_rates_are_of_what_goes_through(
             return source.read().rows[0].info.bytes_acked == 125_001
 
         eventually(acknowledged)
-        rows = source.read().rows
-        rates.update(rows, 1_000_000_000)
-    out, received = (sum(direction) for direction in zip(*rows[0].rates.values(), strict=True))
+        later = replace(source.read(), at_ns=1_000_000_000)
+        rates.update(later)
+    out, received = (sum(direction) for direction in zip(*later.rows[0].rates.values(), strict=True))
     assert out >= 1_000_000
     assert received == 0
 

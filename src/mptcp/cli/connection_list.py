@@ -47,11 +47,12 @@ class Listener:
 
 @dataclass(slots=True)
 class Snapshot:
-    """What there is at one moment; ``notes``: sentences about what is missing in it."""
+    """What there is at one moment (``at_ns``, monotonic); ``notes``: sentences about what is missing in it."""
 
     rows: list[Row] = field(default_factory=list)
     listening: list[Listener] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    at_ns: int = 0
 
 
 class Source(ABC):
@@ -87,6 +88,7 @@ class KernelSource(Source):
         snapshot = Snapshot(
             [_row(connection) for connection in connections],
             [Listener(sock.local, inode=sock.inode) for sock in sockets],
+            at_ns=time.monotonic_ns(),
         )
         if processes:
             owned: list[Row | Listener] = [*snapshot.rows, *snapshot.listening]
@@ -125,7 +127,7 @@ class UserSource(Source):
     stack = "user"
 
     def read(self, *, why: bool = False, processes: bool = True) -> Snapshot:
-        snapshot = Snapshot()
+        snapshot = Snapshot(at_ns=time.monotonic_ns())
         for path in publish.published():
             found = publish.look(path)
             if found is None:
@@ -145,11 +147,11 @@ class Rates:
     def __init__(self) -> None:
         self._last: dict[tuple[object, ...], tuple[int, int, int]] = {}
 
-    def update(self, rows: list[Row], now_ns: int | None = None) -> None:
-        """Fills in ``Row.rates``. ``now_ns``: the clock, for tests."""
-        now = time.monotonic_ns() if now_ns is None else now_ns
+    def update(self, snapshot: Snapshot) -> None:
+        """Fills in ``Row.rates``."""
+        now = snapshot.at_ns
         seen: dict[tuple[object, ...], tuple[int, int, int]] = {}
-        for row in rows:
+        for row in snapshot.rows:
             for subflow in row.info.subflows:
                 key = (*row.key, subflow.local, subflow.remote)
                 seen[key] = now, subflow.bytes_sent, subflow.bytes_received

@@ -55,10 +55,10 @@ def ls(
         rates = Rates()
         snapshot = source.read(processes=False)
         if snapshot.rows:
-            rates.update(snapshot.rows)
+            rates.update(snapshot)
             time.sleep(SAMPLE_S)
         snapshot = source.read(why=why)
-        rates.update(snapshot.rows)
+        rates.update(snapshot)
         if as_json:
             print(json.dumps(to_json(source, snapshot)))
         else:
@@ -87,7 +87,7 @@ def _watch(source: Source, interval: float, *, why: bool, as_json: bool) -> None
     if as_json or live is None:
         while True:
             snapshot = source.read(why=why)
-            rates.update(snapshot.rows)
+            rates.update(snapshot)
             if as_json:
                 print(json.dumps(to_json(source, snapshot)), flush=True)
             else:
@@ -97,7 +97,7 @@ def _watch(source: Source, interval: float, *, why: bool, as_json: bool) -> None
     with live:
         while True:
             snapshot = source.read(why=why)
-            rates.update(snapshot.rows)
+            rates.update(snapshot)
             live.update(picture(source, snapshot, console.width), refresh=True)
             time.sleep(interval)
 

@@ -141,12 +141,12 @@ def picture(snapshot: Snapshot, width: int = 80) -> str:
 def test_rates() -> None:
     rates = Rates()
     first, second = row(subflow(bytes_sent=0)), row(subflow(bytes_sent=1250, bytes_received=2500))
-    rates.update([first], 0)
+    rates.update(Snapshot([first], at_ns=1))
     assert first.rates == {}
-    rates.update([second], 1_000_000)
+    rates.update(Snapshot([second], at_ns=1_000_001))
     assert second.rates == {1: (10_000_000.0, 20_000_000.0)}
     again = row(subflow(bytes_sent=0))
-    rates.update([again], 2_000_000)
+    rates.update(Snapshot([again], at_ns=2_000_001))
     assert again.rates == {1: (0.0, 0.0)}, "another one with the same addresses, not a negative rate"
 
 
