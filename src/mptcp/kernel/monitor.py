@@ -450,6 +450,7 @@ class Monitor:
         if not self._watches_fallbacks:
             self._watches_fallbacks = True
             self._later(FALLBACK_S, self._check_fallbacks)
+            self._ears.wake()
         if self._ears.source is None and not self._polls:
             self._polls = True
             self._later(POLL_S, self._poll)
