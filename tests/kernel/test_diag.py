@@ -33,7 +33,9 @@ def test_a_connection_of_two_subflows(lab: Lab, make_pair, eventually, family: i
         [connection] = diag.mptcp_sockets()
         assert connection.token == full.mptcp.token
         assert connection.inode == os.fstat(client.fileno()).st_ino
-        assert connection == diag.mptcp_socket(connection.token)
+        found = diag.mptcp_socket(connection.token)
+        assert found is not None
+        assert (found.local, found.remote, found.inode) == (connection.local, connection.remote, connection.inode)
         assert diag.mptcp_socket(connection.token ^ 1) is None
         subflows = diag.subflows(connection.inode)
         assert {(s.local, s.remote) for s in subflows} == {(s.local, s.remote) for s in full.subflows}

@@ -26,6 +26,10 @@ from mptcp.sockets.inspection_json import printable
 
 #: Without privilege, connections are looked at so often (seconds).
 LOOK_S: Final = 0.2
+#: ... or less often, so that it takes no more than this share of a processor, ...
+LOOK_SHARE: Final = 0.1
+#: ... and so soon (seconds) after sock_diag tells that a socket has ended.
+SOON_S: Final = 0.02
 #: New stacks are looked for so often.
 SEARCH_S: Final = 1.0
 #: Connections whose addresses are remembered for events that only have a token.
@@ -166,8 +170,8 @@ class ComparedEvents(EventSource):
 
     def __init__(self, namespace: NetNamespace, reason: str = "without CAP_NET_ADMIN") -> None:
         self.note = (
-            f"{reason} the kernel's own events are not to be had: connections are compared {round(1 / LOOK_S)} times a "
-            "second, so that what is shorter is not seen, nor are announced addresses and the reasons for an end"
+            f"{reason} the kernel's own events are not to be had: connections are compared up to {round(1 / LOOK_S)} "
+            "times a second, so that what is shorter is not seen, nor are announced addresses and the reasons for an end"
         )
         self._source = KernelSource(namespace)
         self._addresses = _Addresses(namespace)
@@ -188,9 +192,14 @@ class ComparedEvents(EventSource):
         if self._destroyed is not None and self._destroyed in ready:
             with contextlib.suppress(EventsLost):
                 self._destroyed.read()
-        if ready or time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK_S
+        # What ends is looked at soon, but a busy namespace does not get all of a processor for it.
+        if ready:
+            self._next_look = min(self._next_look, time.monotonic() + SOON_S)
+        if time.monotonic() >= self._next_look:
+            start = time.monotonic()
             told += self._compare.update(self._rows())
+            end = time.monotonic()
+            self._next_look = end + max(LOOK_S, (end - start) / LOOK_SHARE)
         return told
 
     def close(self) -> None:

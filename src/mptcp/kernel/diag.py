@@ -10,12 +10,13 @@ import struct
 from dataclasses import dataclass
 from typing import Final, Self
 
-from mptcp.errors import PathError
+from mptcp.errors import NotSupportedError, PathError
 from mptcp.info import Endpoint
 from mptcp.kernel.layout import AF_INET, AF_INET6, LISTEN, TIME_WAIT, MptcpInfo, TcpInfo, unmapped
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.netlink import (
     NETLINK_SOCK_DIAG,
+    Message,
     NetlinkError,
     NetlinkSocket,
     attribute,
@@ -157,7 +158,7 @@ class Diag:
         found: dict[tuple[object, ...], MptcpSocket] = {}
         for family in (AF_INET, AF_INET6):
             body = _request(family, _IPPROTO_MPTCP, _ALL_STATES)
-            for message in self._netlink.dump(SOCK_DIAG_BY_FAMILY, body, what="listing MPTCP sockets"):
+            for message in self._listed(body, "MPTCP sockets"):
                 sock = parse_mptcp_socket(message.payload)
                 if sock is not None:
                     found[sock.local, sock.remote, sock.inode, sock.token] = sock
@@ -179,7 +180,7 @@ class Diag:
         subflows: list[DiagSubflow] = []
         for family in (AF_INET, AF_INET6):
             body = _request(family, _IPPROTO_TCP, _OF_SUBFLOWS)
-            for message in self._netlink.dump(SOCK_DIAG_BY_FAMILY, body, what="listing subflows"):
+            for message in self._listed(body, "subflows"):
                 subflow = parse_subflow(message.payload)
                 if subflow is not None and (inode is None or subflow.inode == inode):
                     subflows.append(subflow)
@@ -209,6 +210,16 @@ class Diag:
             raise PathError(f"there is no subflow from {local} to {remote}", errno.ENOENT)
         body = _REQUEST.pack(subflow.family, _IPPROTO_TCP, 0, _ALL_STATES) + subflow.sockid
         self._netlink.request(SOCK_DESTROY, body, what=f"resetting the subflow from {local} to {remote}")
+
+    def _listed(self, body: bytes, what: str) -> list[Message]:
+        try:
+            return self._netlink.dump(SOCK_DIAG_BY_FAMILY, body, what=f"listing {what}")
+        except NetlinkError as error:
+            if error.errno in {errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP}:
+                raise NotSupportedError(
+                    f"this kernel does not list {what} (CONFIG_MPTCP, CONFIG_INET_MPTCP_DIAG; modprobe mptcp_diag)"
+                ) from None
+            raise
 
     def _lookup(self, body: bytes, what: str) -> list[memoryview]:
         try:

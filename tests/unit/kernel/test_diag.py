@@ -1,15 +1,17 @@
 """Answers of sock_diag, whole, cut short and invented."""
 
+import errno
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mptcp.errors import NotSupportedError
 from mptcp.info import Endpoint
 from mptcp.kernel import diag
 from mptcp.kernel.diag import parse_mptcp_socket, parse_subflow
-from mptcp.kernel.netlink import attribute
+from mptcp.kernel.netlink import NetlinkError, attribute
 
 LOCAL, REMOTE = Endpoint.parse("10.0.0.1", 1000), Endpoint.parse("10.0.0.2", 443)
 
@@ -87,3 +89,16 @@ def test_a_spoilt_answer(end: int, position: int, value: int) -> None:
     payload[position % len(payload)] = value
     for parse in (parse_subflow, parse_mptcp_socket):
         parse(memoryview(payload)[:end])
+
+
+def test_a_kernel_that_lists_no_mptcp_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Netlink:
+        def dump(self, kind: int, body: bytes, what: str) -> list[object]:
+            raise NetlinkError(errno.ENOENT, "", what)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(diag, "NetlinkSocket", lambda protocol, namespace: Netlink())
+    with diag.Diag() as made, pytest.raises(NotSupportedError, match="mptcp_diag"):
+        made.mptcp_sockets()

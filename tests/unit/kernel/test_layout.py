@@ -1,5 +1,6 @@
 """Structures of kernels old, new and broken: whatever length comes back, fields are right or absent."""
 
+import errno
 import struct
 
 import pytest
@@ -115,3 +116,18 @@ def test_elements_as_short_as_an_old_kernel_makes_them() -> None:
     entries = sockopt.parse_subflows(element * 2, len(element), tcp, size, 2)
     assert [entry.tcp.rtt for entry in entries] == [111, 222]
     assert [entry.tcp.min_rtt for entry in entries] == [0, 0]
+
+
+@given(st.binary(max_size=400), st.integers(0, 400))
+def test_any_full_info(header: bytes, length: int) -> None:
+    """Whatever the kernel would write into the header of MPTCP_FULL_INFO."""
+    buffers = sockopt._Buffers(4)
+    room = min(len(header), len(buffers.header))
+    buffers.header[:room] = header[:room]
+    length = min(length, len(buffers.header))
+    if length < sockopt._FULL.size:
+        with pytest.raises(OSError) as caught:
+            sockopt._parse_full(buffers, length)
+        assert caught.value.errno == errno.EPROTO
+    else:
+        assert len(sockopt._parse_full(buffers, length).subflows) <= 4
