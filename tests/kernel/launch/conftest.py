@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -157,27 +158,45 @@ def listens(namespace: Namespace, address: str, port: int) -> bool:
     return False
 
 
-def run_as_nobody(machine: Machine, *command: str) -> tuple[int, bytes, str]:
-    """``Machine.run`` by an ordinary user, in this interpreter, whose files such a user may be unable to read."""
+class Nobody:
+    """An ordinary user's process in this interpreter, whose files such a user may be unable to read.
+
+    It is forked before there are threads, and waits for the command that it is to run.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._pipes = os.pipe(), os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                for number, (_, writing) in enumerate(self._pipes[1:], 1):
+                    os.dup2(writing, number)
+                os.close(self._pipes[0][1])
+                with open(self._pipes[0][0]) as commands, namespace.entered():
+                    os.setgroups([])
+                    os.setresgid(65534, 65534, 65534)
+                    os.setresuid(65534, 65534, 65534)
+                    command = json.loads(commands.read())
+                    launcher.launch(launcher.find_program(command[0]), command, Exceptions(), verbose=True)
+            finally:
+                os._exit(99)
+        os.close(self._pipes[0][0])
+        for _, writing in self._pipes[1:]:
+            os.close(writing)
+
+    def run(self, *command: str) -> tuple[int, bytes, str]:
+        """As ``Machine.run``; once."""
+        with open(self._pipes[0][1], "w") as commands:
+            commands.write(json.dumps(command))
+        texts = []
+        for reading, _ in self._pipes[1:]:
+            with open(reading, "rb") as pipe:
+                texts.append(pipe.read())
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), texts[0], texts[1].decode()
+
+
+@pytest.fixture
+def nobody(host_namespace: Namespace) -> Nobody:
     if not is_mapped(65534):
         pytest.skip("there is only one user in this user namespace")
-    pipes = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with machine.namespace.entered():
-                os.setgroups([])
-                os.setresgid(65534, 65534, 65534)
-                os.setresuid(65534, 65534, 65534)
-                for number, (_, writing) in enumerate(pipes, 1):
-                    os.dup2(writing, number)
-                launcher.launch(launcher.find_program(command[0]), command, Exceptions(), verbose=True)
-        finally:
-            os._exit(99)
-    texts = []
-    for _, writing in pipes:
-        os.close(writing)
-    for reading, _ in pipes:
-        with open(reading, "rb") as pipe:
-            texts.append(pipe.read())
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), texts[0], texts[1].decode()
+    return Nobody(host_namespace)

@@ -20,10 +20,10 @@ from .conftest import (
     SOURCE,
     TIMEOUT_S,
     Machine,
+    Nobody,
     comm,
     is_mapped,
     need,
-    run_as_nobody,
     until,
 )
 
@@ -41,17 +41,17 @@ def test_without_any_privilege(machine: Machine) -> None:
     assert "NoNewPrivs:\t0" in output.decode(), "who is privileged keeps set-user-id programs"
 
 
-def test_as_an_ordinary_user(machine: Machine) -> None:
+def test_as_an_ordinary_user(nobody: Nobody, machine: Machine) -> None:
     need("curl")
-    status, output, said = run_as_nobody(machine, "curl", "-sS", machine.url("file.bin"))
+    status, output, said = nobody.run("curl", "-sS", machine.url("file.bin"))
     assert (status, output) == (0, (machine.folder / "file.bin").read_bytes()), said
     assert machine.is_multipath == [True]
 
 
-def test_a_namespace_out_of_reach_keeps_tcp(machine: Machine) -> None:
+def test_a_namespace_out_of_reach_keeps_tcp(nobody: Nobody) -> None:
     """A browser's sandbox: a user and a network namespace that whoever has no privilege cannot enter from outside."""
     need("curl", "unshare")
-    status, _, said = run_as_nobody(machine, "unshare", "-Urn", "curl", "-sS", "http://127.0.0.1/")
+    status, _, said = nobody.run("unshare", "-Urn", "curl", "-sS", "http://127.0.0.1/")
     if "unshare" in said:
         pytest.skip(f"user namespaces are forbidden here: {said}")
     assert status == 7, "the loopback device of the new namespace is down"
@@ -128,12 +128,14 @@ def test_ctrl_c_at_the_terminal(machine: Machine) -> None:
         "def handler(*_): print('interrupted', socket.socket().getsockopt(1, 38), flush=True); raise SystemExit(3)\n"
         "signal.signal(signal.SIGINT, handler)\nprint('ready', flush=True)\ntime.sleep(60)\n"
     )
+    need("setsid")
     environment = {**os.environ, "MPTCP_SOURCE": SOURCE, "MPTCP_QUIET": "1"}
-    pid, terminal = pty.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException), machine.namespace.entered():
-            os.execve(sys.executable, [sys.executable, "-c", LAUNCH, sys.executable, "-c", script], environment)
-        os._exit(99)
+    terminal, theirs = pty.openpty()
+    process = machine.namespace.popen(
+        "setsid", "--ctty", sys.executable, "-c", LAUNCH, sys.executable, "-c", script,
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
     shown = b""
 
     def reads(word: bytes) -> bool:
@@ -146,7 +148,7 @@ def test_ctrl_c_at_the_terminal(machine: Machine) -> None:
     until(lambda: reads(b"ready"))
     os.write(terminal, b"\x03")
     until(lambda: reads(b"interrupted 262"))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert process.wait(TIMEOUT_S) == 3
     os.close(terminal)
 
 
