@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -10,19 +9,13 @@ from typing import Annotated
 import typer
 
 from mptcp.cli import run_program, run_python
+from mptcp.cli.kernel_stack import StackName
 from mptcp.cli.link_option import DEFAULT_LINK
 from mptcp.errors import ConfigurationError
 from mptcp.kernel.launch.exceptions import Exceptions
 
 #: What follows the program's name is the program's.
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
-
-
-class StackName(enum.StrEnum):
-    """Whose MPTCP it is."""
-
-    KERNEL = "kernel"
-    USER = "user"
 
 
 def run(

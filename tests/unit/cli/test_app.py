@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mptcp.cli import app, demo, dump, get
+from mptcp.cli.kernel_stack import StackName, choose
 from mptcp.links.pcap import OUTBOUND, PcapWriter
 
 URL = "http://10.99.1.1:8000/file.bin"
@@ -37,6 +38,13 @@ def site(tmp_path: Path) -> Path:
         (["get", "http://x/y", "-o", "/nowhere/file"], "no directory /nowhere"),
         (["get", "http://x/y", "--link", "loopback", "--pcap", "/nowhere/file"], "--pcap /nowhere/file"),
         (["get", "http://x/y", "--link", "packet:nope=10.0.0.1/24"], "no interface 'nope'"),
+        (["get", "http://x/y", "--backup", "192.0.2.1"], "this host has no such address"),
+        (["get", "http://x/y", "--stack", "kernel", "--backup", "me"], "is no address"),
+        (["get", "http://x/y", "--stack", "kernel", "--link", "loopback"], "--link is for the user-space stack"),
+        (["get", "mptcp://x/y", "--stack", "kernel"], "an mptcp:// URL is for the user-space stack"),
+        (["get", "http://x/y", "--stack", "windows"], "'--stack'"),
+        (["serve", "/", "--stack", "kernel", "--pcap", "x"], "--pcap is for the user-space stack"),
+        (["serve", "/", "--backup", "192.0.2.1"], "this host has no such address"),
         (["serve", "/nowhere"], "/nowhere is no directory"),
         (["serve", "/", "--port", "99999"], "'--port'"),
         (["serve", "/", "--link", "loopback"], "nobody outside of this process"),
@@ -97,6 +105,20 @@ def test_get_over_two_paths_in_process(site: Path, tmp_path: Path, capsys: pytes
     assert 0 < len(capsys.readouterr().out.splitlines()) <= len(lines)
 
 
+@pytest.mark.parametrize(
+    ("given", "stack"),
+    [
+        ((None, "http", (), None), StackName.KERNEL),
+        ((StackName.USER, "http", (), None), StackName.USER),
+        ((None, "http", ("loopback",), None), StackName.USER),
+        ((None, "http", (), Path("x")), StackName.USER),
+        ((None, "mptcp", (), None), StackName.USER),
+    ],
+)
+def test_whose_mptcp_it_is(given: tuple[StackName | None, str, tuple[str, ...], Path | None], stack: StackName) -> None:
+    assert choose(*given) is stack
+
+
 def test_get_prints_what_each_subflow_carried(site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "got"
     assert app.run(["get", URL, "--link", f"loopback:{site}", "-o", str(target), "--sha256"]) == 0
@@ -149,7 +171,7 @@ def test_interrupt_is_one_line(verb: str, monkeypatch: pytest.MonkeyPatch, capsy
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mptcp.cli.serve.open_stack", interrupt)
+    monkeypatch.setattr("mptcp.cli.serve.KernelInUse", interrupt)
     monkeypatch.setattr(demo, "run", interrupt)
     monkeypatch.setattr(dump, "read", interrupt)
     assert app.run([verb, *([] if verb == "demo" else ["/"])]) == 130
