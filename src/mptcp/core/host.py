@@ -114,8 +114,7 @@ class Host(Environment):
         return self.interfaces[interface].is_busy
 
     def has_room(self, interface: int) -> bool:
-        facts = self.interfaces[interface]
-        return facts.room > 0 and not facts.is_busy
+        return self.interfaces[interface].room > 0 and not self.interfaces[interface].is_busy
 
     def use_room(self, interface: int, length: int) -> None:
         self.interfaces[interface].room -= length
@@ -396,9 +395,10 @@ class Host(Environment):
             cookie = cookie_opening.check(self, listener, local, remote, segment, now)
             if cookie is not None:
                 if not self._is_full(listener) and not cookie_opening.lacks_key(self, segment):
-                    connection = cookie_opening.accept(self, listener, cookie, local, remote, now)
-                    self._take(listener, connection)
+                    connection = self._take(listener, cookie_opening.accept(self, listener, cookie, local, remote, now))
                     cookie_opening.establish(connection, segment, now)
+                return
+            if cookie_opening.is_early(self, listener, local, remote, segment, now):
                 return
         self.counters.bump("no_connection")
         self._reply_reset(local, remote, segment, NO_OPTIONS)
@@ -410,7 +410,7 @@ class Host(Environment):
             self.counters.bump("syn_extensible_ignored")
             return
         if not listener.is_crowded:
-            self._take(listener, opening.accept(self, listener.config, local, remote, syn, now))
+            self._take(listener, cookie_opening.accept_syn(self, listener, local, remote, syn, now))
             return
         for answer, config in cookie_opening.answer(self, listener, local, remote, syn, now):
             self._reply(local, remote, answer, config.hop_limit, config.traffic_class)
@@ -423,18 +423,18 @@ class Host(Environment):
         self.counters.bump("listen_overflow")
         return True
 
-    def _take(self, listener: Listener, connection: Connection) -> None:
+    def _take(self, listener: Listener, connection: Connection) -> Connection:
         """One that began with a SYN to ``listener``."""
         connection.owner = listener
         self.connections[connection] = None
         listener.half_open[connection] = None
+        return connection
 
     def forget(self, connection: Connection) -> None:
         for subflow in connection.subflows_by_id.values():
             self.release(subflow)
         self.release_token(connection.token)
-        if connection.marked:
-            self._marked.remove(connection)
+        self._marked.remove(connection)
         self._ready.pop(connection, None)
 
     def _handle_join(self, local: Endpoint, remote: Endpoint, segment: Segment, join: MpJoinSyn, now: int) -> None:

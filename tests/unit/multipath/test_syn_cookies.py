@@ -118,6 +118,8 @@ def test_guesses_are_rarely_right() -> None:
         for _ in range(20_000)
     )
     assert hits <= 1  # expected: 20,000 / 2**28
+    early = sum(cookies.is_early(LOCAL, REMOTE, builders.ack(seq=1, ack=chance.bits(32)), 0) for _ in range(20_000))
+    assert early <= 10  # expected: 20,000 / 2**17
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
@@ -195,7 +197,8 @@ def test_data_with_the_keys_opens_it_when_the_third_packet_is_lost() -> None:
         ack=answer.seq + 1,
     )  # fmt: skip
     host.receives(late, source=CLIENT, destination=LOCAL)
-    assert all(segment.flags & RST for segment in host.sends())  # its numbers are not those of a third packet
+    assert host.sends() == []  # its number is not that of a third packet, but it follows one: no reset
+    assert host.counters["syn_cookie_early"] == 1
     early = builders.data(
         b"x", Dss(data_ack=1, data_ack_wide=True, dsn=7, dsn_wide=True, ssn=1, length=1), seq=builders.PEER_ISN + 1,
         ack=answer.seq + 1,
@@ -243,11 +246,36 @@ def test_a_full_queue_drops_the_acknowledgement_and_takes_the_next_one() -> None
     assert accepted(listener).remote == REMOTE
 
 
+@pytest.mark.parametrize("timestamp", [None, (7, 0)])
+def test_a_syn_that_comes_again_when_there_is_room_gets_the_same_answer(timestamp: tuple[int, int] | None) -> None:
+    host, listener = crowded()
+    syn = builders.syn(MpCapable(), window_scale=7, timestamp=timestamp)
+    host.receives(syn, source=CLIENT, destination=LOCAL)
+    [first] = host.sends()
+    listener.half_open.popitem()
+    host.receives(syn, source=CLIENT, destination=LOCAL)
+    [again] = host.sends()
+    assert (again.seq, again.options.mptcp, again.options.window_scale) == (
+        first.seq, first.options.mptcp, first.options.window_scale,
+    )  # fmt: skip
+    capable = first.options.mptcp[0]
+    assert isinstance(capable, MpCapable)
+    third = MpCapable(1, FLAG_HMAC_SHA256, PEER_KEY, capable.sender_key)
+    echo = None if timestamp is None else (8, first.options.timestamp_value or 0)
+    host.receives(
+        builders.ack(third, seq=builders.PEER_ISN + 1, ack=first.seq + 1, timestamp=echo),
+        source=CLIENT,
+        destination=LOCAL,
+    )
+    assert accepted(listener).is_multipath
+    assert not host.counters.get("syn_cookie_accepted")
+
+
 def test_an_ordinary_acknowledgement_is_reset_as_ever() -> None:
     host, _ = crowded()
     host.receives(builders.syn(), source=CLIENT, destination=LOCAL)
     [answer] = host.sends()
-    host.receives(builders.ack(seq=builders.PEER_ISN + 1, ack=answer.seq), source=CLIENT, destination=LOCAL)
+    host.receives(builders.ack(seq=builders.PEER_ISN + 1, ack=answer.seq ^ 0xF000), source=CLIENT, destination=LOCAL)
     [reset] = host.sends()
     assert reset.flags & RST
     quiet = ScriptedHost()

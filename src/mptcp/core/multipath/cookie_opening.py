@@ -37,6 +37,17 @@ def answer(
     return answers
 
 
+def accept_syn(
+    environment: Environment, listener: Listener, local: Endpoint, remote: Endpoint, syn: Segment, now: int
+) -> Connection:
+    """A connection that is kept. It may be a SYN that was answered with a cookie before, and comes again: as long as that
+    can be, it gets the same answer, for either may be the one that is acknowledged."""
+    if now >= listener.cookies_until:
+        return opening.accept(environment, listener.config, local, remote, syn, now)
+    cookie = environment.cookies.make(local, remote, syn, listener.config.tcp.timestamps, now)
+    return accept(environment, listener, cookie, local, remote, now)
+
+
 def check(
     environment: Environment, listener: Listener, local: Endpoint, remote: Endpoint, ack: Segment, now: int
 ) -> Cookie | None:
@@ -44,6 +55,16 @@ def check(
     if now >= listener.cookies_until:
         return None
     return environment.cookies.check(local, remote, ack, listener.config.tcp.timestamps, now)
+
+
+def is_early(
+    environment: Environment, listener: Listener, local: Endpoint, remote: Endpoint, ack: Segment, now: int
+) -> bool:
+    """Whether to say nothing to ``ack``, which follows a third packet that has not been taken."""
+    if now >= listener.cookies_until or not environment.cookies.is_early(local, remote, ack, now):
+        return False
+    environment.counters.bump("syn_cookie_early")  # a segment of a connection that has yet to begin; it comes again
+    return True
 
 
 def lacks_key(environment: Environment, ack: Segment) -> bool:

@@ -1,7 +1,8 @@
 """SYN cookies (RFC 4987 §3.6): a SYN is answered and nothing is kept; what has to be known later is in the answer.
 
 The initial sequence number holds, as D. J. Bernstein's does, five bits of time, three of the peer's MSS, and 24 that
-nobody can compute who has not seen it. Where both sides have timestamps, the low bits of ours hold the peer's window
+nobody can compute who has not seen it; half of these do not depend on the peer's number, so that a later segment, whose
+number is another, is known to follow a cookie. Where both sides have timestamps, the low bits of ours hold the peer's window
 scale, SACK and ECN, as Linux does it; otherwise these options are not used. The MPTCP key is computed from the same
 facts: RFC 8684 §3.1 has the client repeat both keys in the third packet for this very reason.
 """
@@ -71,10 +72,8 @@ class SynCookies:
         isn = (ack.ack - 1) & MASK32
         peer_isn = (ack.seq - 1) & MASK32
         mss = isn >> 24 & 7
-        for period in (now // PERIOD_US, now // PERIOD_US - 1):
-            if period & 31 == isn >> 27 and isn & 0xFFFFFF == self._proof(local, remote, peer_isn, period, mss):
-                break
-        else:
+        period = _period_of(isn, now)
+        if period < 0 or isn & 0xFFFFFF != self._proof(local, remote, peer_isn, period, mss):
             return None
         options = ack.options
         bits = -1
@@ -88,8 +87,18 @@ class SynCookies:
         syn = _syn(peer_isn, mss, bits, options.timestamp_value, capable)
         return Cookie(isn, self._key(local, remote, peer_isn, period), self._clock_offset(local, remote), syn)
 
+    def is_early(self, local: Endpoint, remote: Endpoint, ack: Segment, now: int) -> bool:
+        """Whether ``ack`` is not the third packet, but comes after it: that one is lost, or was not taken. It comes again,
+        as long as nobody resets the connection."""
+        isn = (ack.ack - 1) & MASK32
+        period = _period_of(isn, now)
+        return period >= 0 and isn & 0xFFF000 == self._proof(local, remote, -1, period, isn >> 24 & 7) & 0xFFF000
+
     def _proof(self, local: Endpoint, remote: Endpoint, peer_isn: int, period: int, mss: int) -> int:
-        return self._hash(b"isn", local, remote, b"%d %d %d" % (peer_isn, period, mss)) & 0xFFFFFF
+        """24 bits; the lower half depends on the peer's number, too."""
+        either = self._hash(b"ends", local, remote, b"%d %d" % (period, mss)) & 0xFFF
+        exact = self._hash(b"isn", local, remote, b"%d %d %d" % (peer_isn, period, mss)) & 0xFFF
+        return either << 12 | exact
 
     def _key(self, local: Endpoint, remote: Endpoint, peer_isn: int, period: int) -> int:
         return self._hash(b"key", local, remote, b"%d %d" % (peer_isn, period))
@@ -102,6 +111,12 @@ class SynCookies:
         return int.from_bytes(
             hashlib.blake2b(ends + text, key=self._secret, digest_size=8, person=purpose).digest(), "big"
         )
+
+
+def _period_of(isn: int, now: int) -> int:
+    """When the cookie was made, if it is still good; -1."""
+    current = now // PERIOD_US
+    return next((period for period in (current, current - 1) if period & 31 == isn >> 27), -1)
 
 
 def lacks_key(ack: Segment) -> bool:
