@@ -192,12 +192,12 @@ def _supervise(
     leave_the_job()
     process = os.pidfd_open(program)
     reaches = _reaches(program, known)
-    _keep_only(theirs.fileno(), process, log, *((2,) if verbose else ()))
+    terminal = os.dup(2) if verbose else -1
+    _keep_only(theirs.fileno(), process, log, terminal)
     theirs.send(_REACHES if reaches else _DOES_NOT_REACH)
     _, fds, _, _ = socket.recv_fds(theirs, 1, 1)
     if not fds:
         return
-    terminal = 2 if verbose else -1
     report = Report(*(fd for fd in (terminal, log) if fd >= 0))
     supervisor = Supervisor(notify.Listener(fds[0]), architecture, settings, report)
     if not reaches:
