@@ -13,6 +13,8 @@ from mptcp.testing.kernel_peer import pattern_sha256
 pytestmark = pytest.mark.usefixtures("kernel_mptcp")
 
 MIB = 1 << 20
+#: A transfer whose connection is there afterwards, too, however soon it is through.
+SENDS_AND_STAYS = {"send_bytes": 32 * MIB, "subflows": 2, "receive_bytes": 0, "half_close": False, "end": "hold"}
 Make = Callable[..., Encounter]
 
 
@@ -105,12 +107,14 @@ def test_we_refuse(make_encounter: Make, family: int) -> None:
 @pytest.mark.parametrize("role", ["connect", "accept"])
 def test_subflow_closed_by_us_leaves_the_connection(make_encounter: Make, role: str) -> None:
     encounter = make_encounter(2)
-    exchange, peer = encounter.meet(role, ours={"send_bytes": 32 * MIB, "subflows": 2})
+    exchange, peer = encounter.meet(role, ours=SENDS_AND_STAYS)
     exchange.wait_moved(4 * MIB)
     first, second = sorted(exchange.sock.subflows(), key=lambda s: s.id)
     exchange.sock.close_subflow(first.id)
     wait_until(lambda: [s.id for s in exchange.sock.subflows()] == [second.id], 5, "the first subflow is closed")
     exchange.join()
+    assert [s.id for s in exchange.sock.subflows()] == [second.id]
+    exchange.sock.close()
     result = peer.result()
     assert (result["received"], result["sha256"]) == (32 * MIB, pattern_sha256(32 * MIB))
     assert result["is_mptcp"]
@@ -119,10 +123,10 @@ def test_subflow_closed_by_us_leaves_the_connection(make_encounter: Make, role: 
 @pytest.mark.parametrize("role", ["connect", "accept"])
 def test_subflow_reset_by_us_leaves_the_connection(make_encounter: Make, role: str) -> None:  # RFC 8684 §3.6
     encounter = make_encounter(2)
-    exchange, peer = encounter.meet(role, ours={"send_bytes": 32 * MIB, "subflows": 2})
+    exchange, peer = encounter.meet(role, ours=SENDS_AND_STAYS)
     exchange.wait_moved(4 * MIB)
     exchange.sock.close_subflow(max(s.id for s in exchange.sock.subflows()), reset=True)
-    exchange.join()
+    exchange.join().sock.close()
     result = peer.result()
     assert (result["received"], result["sha256"]) == (32 * MIB, pattern_sha256(32 * MIB))
     assert encounter.kernel_counters()["MPRstRx"] == 1
