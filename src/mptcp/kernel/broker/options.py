@@ -6,54 +6,27 @@ BPF sets options without asking for the capability that ``setsockopt`` would ask
 from __future__ import annotations
 
 import errno
-import socket
 import sys
 from pathlib import Path
 from typing import Final
 
 from mptcp.errors import PathError
+from mptcp.kernel.bpf import option_table
 
-_SOL_SOCKET: Final = socket.SOL_SOCKET
-_TCP: Final = socket.IPPROTO_TCP
-_IP: Final = socket.IPPROTO_IP
-_IPV6: Final = socket.IPPROTO_IPV6
-_TCP_CONGESTION: Final = 13
-_SO_PRIORITY: Final = 12
 #: socket(7): a priority above needs CAP_NET_ADMIN.
 _MAX_PRIORITY: Final = 6
 
-#: Names of a policy's ``options`` -> (level, option); numbers as in <linux/tcp.h>, <asm-generic/socket.h>, <linux/in.h>.
-OPTIONS: Final[dict[str, tuple[int, int]]] = {
-    "SO_SNDBUF": (_SOL_SOCKET, 7),
-    "SO_RCVBUF": (_SOL_SOCKET, 8),
-    "SO_KEEPALIVE": (_SOL_SOCKET, 9),
-    "SO_PRIORITY": (_SOL_SOCKET, _SO_PRIORITY),
-    "SO_RCVLOWAT": (_SOL_SOCKET, 18),
-    "SO_MARK": (_SOL_SOCKET, 36),
-    "SO_MAX_PACING_RATE": (_SOL_SOCKET, 47),
-    "SO_BINDTOIFINDEX": (_SOL_SOCKET, 62),
-    "TCP_NODELAY": (_TCP, 1),
-    "TCP_MAXSEG": (_TCP, 2),
-    "TCP_KEEPIDLE": (_TCP, 4),
-    "TCP_KEEPINTVL": (_TCP, 5),
-    "TCP_KEEPCNT": (_TCP, 6),
-    "TCP_SYNCNT": (_TCP, 7),
-    "TCP_WINDOW_CLAMP": (_TCP, 10),
-    "TCP_CONGESTION": (_TCP, _TCP_CONGESTION),
-    "TCP_THIN_LINEAR_TIMEOUTS": (_TCP, 16),
-    "TCP_USER_TIMEOUT": (_TCP, 18),
-    "TCP_NOTSENT_LOWAT": (_TCP, 25),
-    "TCP_RTO_MAX_MS": (_TCP, 44),
-    "TCP_BPF_SNDCWND_CLAMP": (_TCP, 1002),
-    "TCP_BPF_RTO_MIN": (_TCP, 1004),
-    "IP_TOS": (_IP, 1),
-    "IPV6_TCLASS": (_IPV6, 67),
-}
+#: Names of a policy's ``options`` -> (level, option): what can be set on one subflow at all.
+OPTIONS: Final = {option.label: (option.level, option.name) for option in option_table.OPTIONS if option.can_set}
 
 #: What the owner of a TCP socket could set on it without any privilege: "ordinary" in a policy's ``options``.
-ORDINARY: Final = frozenset(OPTIONS) - {
-    "SO_MARK", "SO_BINDTOIFINDEX", "TCP_RTO_MAX_MS", "TCP_BPF_SNDCWND_CLAMP", "TCP_BPF_RTO_MIN",
-}  # fmt: skip
+ORDINARY: Final = frozenset(
+    {
+        "SO_SNDBUF", "SO_RCVBUF", "SO_KEEPALIVE", "SO_PRIORITY", "SO_MAX_PACING_RATE", "TCP_NODELAY", "TCP_MAXSEG",
+        "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_SYNCNT", "TCP_WINDOW_CLAMP", "TCP_CONGESTION",
+        "TCP_THIN_LINEAR_TIMEOUTS", "TCP_USER_TIMEOUT", "TCP_NOTSENT_LOWAT", "IP_TOS", "IPV6_TCLASS",
+    }
+)  # fmt: skip
 
 _NAMES: Final = {number: name for name, number in OPTIONS.items()}
 _ALLOWED_CONGESTION: Final = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")

@@ -113,7 +113,7 @@ class Relay:
         #: token -> (channel, inode of the connection's socket)
         self._watchers: dict[int, list[tuple[Channel, int]]] = {}
         self._recent: deque[tuple[float, int, bytes]] = deque()
-        self._evicted_at = -RECENT_S
+        self._evicted_at = time.monotonic()  # what came before this is missing, too
         self._closing = False
         self._overflows = LogLimit(1)
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -139,6 +139,7 @@ class Running:
         self.broker = service.Broker(
             service.listen(path), policy, control=self.control, open_events=self._open_events, addresses=lambda: HOST
         )
+        self.broker._relay._evicted_at = -1e9  # as if it had run for a while
         self.thread = threading.Thread(target=self.broker.run)
         self.thread.start()
 

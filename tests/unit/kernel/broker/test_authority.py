@@ -217,6 +217,12 @@ def test_priorities_are_those_of_an_ordinary_user(priority: int, allowed: bool) 
             check(rule(), request)
 
 
+def test_what_is_ordinary_is_an_option() -> None:
+    assert set(OPTIONS) > ORDINARY
+    assert not {"SO_MARK", "SO_BINDTODEVICE", "SO_BINDTOIFINDEX", "SO_RCVLOWAT"} & ORDINARY
+    assert not [name for name in ORDINARY if "BPF" in name]
+
+
 def test_numbers_of_options_are_the_systems() -> None:
     for name, (level, option) in OPTIONS.items():
         if hasattr(socket, name):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mptcp.errors import ConfigurationError
 from mptcp.info import Endpoint
-from mptcp.kernel.broker.options import OPTIONS, ORDINARY
+from mptcp.kernel.broker.options import ORDINARY
 from mptcp.kernel.broker.policy import ALLOWABLE, MAX_FILE, MAX_RULES, Addresses, Peer, Policy, Rule
 from mptcp.kernel.broker.protocol import Operation
 from mptcp.kernel.control import OPERATIONS
@@ -199,7 +199,7 @@ def test_the_file_of_the_documentation_is_read(tmp_path: Path) -> None:
     for key in ("users", "groups", "allow", "addresses", "remotes", "interfaces", "options", "sockets_of_others",
                 "max_subflows", "max_clients", "max_watched", "rate_per_s", "burst"):  # fmt: skip
         assert f"| `{key}` |" in page
-    for name in OPTIONS:
+    for name in ORDINARY:
         assert name in page
 
 

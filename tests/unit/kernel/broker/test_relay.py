@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 import pytest
@@ -136,6 +137,18 @@ def test_when_there_was_no_room_for_the_past_the_client_is_told(
         source.read()
     running.events.happen(event(OPENED, pair.token, 2))
     assert ids(source, 1) == [2]
+    source.close()
+
+
+def test_a_broker_that_has_just_begun_says_that_it_has_not_heard_the_past(
+    running: Running, control: BrokerControl, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.broker._relay, "_evicted_at", time.monotonic())
+    source = control.event_source()
+    source.watch(pair.fd, pair.token)
+    assert select.select([source], [], [], 10)[0]
+    with pytest.raises(EventsLost):
+        source.read()
     source.close()
 
 
