@@ -115,7 +115,7 @@ def picture(source: Source, snapshot: Snapshot, width: int) -> RenderableType:
             for subflow in row.info.subflows:
                 table.add_row(*_cells(row, subflow, width))
             parts.append(table)
-        elif row.info.is_multipath:
+        elif row.info.is_multipath and row.info.state == "established":
             parts.append(Text("  no subflow is left: data waits for a new one", style="yellow"))
         parts += [_explanation(finding) for finding in row.why]
     if not snapshot.rows:

@@ -12,6 +12,7 @@ import errno
 import itertools
 import json
 import os
+import select
 import socket as std
 import stat
 import struct
@@ -258,10 +259,9 @@ class _Client:
                 self._send(each)
 
     def _is_gone(self) -> bool:
-        try:
-            return not self._socket.recv(1, std.MSG_DONTWAIT | std.MSG_PEEK)
-        except BlockingIOError:
-            return False
+        # With a timeout on the socket, MSG_DONTWAIT would wait for it all the same.
+        readable, _, _ = select.select([self._socket], [], [], 0)
+        return bool(readable) and not self._socket.recv(1, std.MSG_PEEK)
 
     def _send(self, what: dict[str, Any]) -> None:
         self._socket.sendall(json.dumps(what).encode() + b"\n")

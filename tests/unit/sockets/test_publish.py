@@ -106,6 +106,26 @@ def test_events_as_they_happen(ours: Any, shown: Publisher) -> None:
     assert client._stack.pump.host.observer is None
 
 
+def test_a_listener_who_hears_nothing_for_a_while_still_listens(
+    ours: Any, shown: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = threading.Semaphore(0)
+    is_gone = publish._Client._is_gone
+
+    def look(client: publish._Client) -> bool:
+        looks.release()
+        return is_gone(client)
+
+    monkeypatch.setattr(publish._Client, "_is_gone", look)
+    with PublishedLines(shown.path, b"events\n") as lines:
+        told = iter(lines)
+        next(told)
+        for _ in range(3):
+            assert looks.acquire(timeout=5)
+        ours.pair()
+        assert publish.event_of(next(told))[2].kind is EventKind.ESTABLISHED
+
+
 def test_nobody_listens_nothing_is_told(ours: Any, shown: Publisher) -> None:
     assert ours.client_stack.pump.host.observer is None
     with PublishedLines(shown.path, b"events\n") as lines:
