@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import mptcp
 from mptcp.info import Endpoint, SubflowState
 from mptcp.kernel import segment_routing, sockopt
 from mptcp.kernel.connection import KernelConnection
@@ -21,6 +22,7 @@ from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import PathManagerNetlink
 from mptcp.kernel.segment_routing import FIRST_TABLE, RULE_PRIORITY, TABLES, Mode, SegmentRoutes, free_port
+from mptcp.sockets.kernel import KernelStack
 from mptcp.testing.netns import Lab, Namespace
 
 Pair = tuple[socket.socket, socket.socket]
@@ -233,7 +235,7 @@ def test_what_cannot_be(lab: Lab, routes: SegmentRoutes) -> None:
     v4 = Endpoint.parse("10.77.1.1", 80)
     for arguments in (
         (v4, v4, [segment]), (local, v4, [segment]), (local, remote, []), (local, remote, [v4.address]),
-        (local, remote, [bytes(16)]), (local, remote, [segment] * 127), (local, Endpoint(remote.address), [segment]),
+        (local, remote, [bytes(16)]), (local, remote, [segment] * 17), (local, Endpoint(remote.address), [segment]),
         (Endpoint(local.address, 70_000), remote, [segment]),
     ):  # fmt: skip
         with pytest.raises(OSError, match=r"segments|ports") as caught:
@@ -273,6 +275,36 @@ def test_when_the_link_is_gone_removing_still_works(lab: Lab, routes: SegmentRou
     assert not tables(lab)
     routes.remove(route)
     assert not rules(lab)
+
+
+def test_through_the_public_interface(lab: Lab, eventually: Callable[..., None]) -> None:
+    """As in the user-space stack: the header takes its room from every segment."""
+    with contextlib.ExitStack() as exits:
+        stacks = [KernelStack(namespace=side.fileno()) for side in (lab.client, lab.server)]
+        for stack in stacks:
+            exits.callback(stack.close)
+        with mptcp.use(stacks[1]):
+            listener = exits.enter_context(contextlib.closing(mptcp.create_server(("::", 0), family=socket.AF_INET6)))
+        port = listener.getsockname()[1]
+        with mptcp.use(stacks[0]):
+            client = mptcp.create_connection((lab.server_address(1, 6), port), 10)
+        exits.enter_context(contextlib.closing(client))
+        server, _ = listener.accept()
+        exits.enter_context(contextlib.closing(server))
+        client.sendall(b"?")
+        assert server.recv(1) == b"?"
+        number = client.open_subflow(
+            (lab.server_address(2, 6), port), (lab.client_address(2, 6), 0), segments=[SEGMENT]
+        )
+        eventually(lambda: sum(s.state is SubflowState.ACTIVE for s in client.subflows()) == 2)
+        sizes = {subflow.id: subflow.mss_bytes for subflow in client.subflows()}
+        assert sizes[number] == sizes[1] - 40
+        assert len(rules(lab)) == 1
+        with pytest.raises(OSError, match="segments are") as caught:
+            client.open_subflow((lab.server_address(2, 6), port), (lab.client_address(2, 6), 0), segments=["::1"] * 17)
+        assert caught.value.errno == errno.EINVAL
+    assert not rules(lab)
+    assert not tables(lab)
 
 
 def test_without_the_capability() -> None:

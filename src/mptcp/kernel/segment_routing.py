@@ -48,8 +48,8 @@ RULE_PRIORITY: Final = 1
 #: Tables are chosen among these.
 FIRST_TABLE: Final = 0x6D700000
 TABLES: Final = 1 << 20
-#: As in the user-space stack: what the length field of the header has room for, with the destination.
-MAX_SEGMENTS: Final = 126
+#: As in the user-space stack; the header's length has room for 126.
+MAX_SEGMENTS: Final = 16
 #: Every packet of the host is compared with every rule.
 MAX_ROUTES: Final = 256
 
