@@ -20,12 +20,14 @@ from mptcp.kernel.launch.caller import Caller
 from mptcp.kernel.launch.exceptions import Exceptions
 from mptcp.kernel.launch.filter import SOCK_CLOEXEC, SOCK_NONBLOCK, Architecture
 from mptcp.kernel.launch.notify import Listener, Notification
-from mptcp.kernel.launch.options import IPPROTO_MPTCP
+from mptcp.kernel.launch.options import IPPROTO_MPTCP, SOL_SOCKET
 from mptcp.kernel.launch.replacement import SO_PROTOCOL, NotReplaceable, is_fresh_mptcp, replace_with_tcp
 from mptcp.kernel.namespace import NetNamespace
 
 #: One line of the report; longer ones are cut (PIPE_BUF: so long a line is written whole).
 MAX_LINE: Final = 4096
+#: So many sockets are known as ours; older ones then count as the program's own, and are never made TCP.
+MAX_KNOWN_SOCKETS: Final = 65_536
 _FAMILIES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,7 +77,9 @@ class Report:
 class Supervisor:
     """Answers one listener's notifications. ``run`` returns when nobody is left who could ask."""
 
-    __slots__ = ("_architecture", "_changes_owner", "_listener", "_namespace", "_owner", "_report", "_settings")
+    __slots__ = (
+        "_architecture", "_changes_owner", "_known", "_listener", "_namespace", "_owner", "_report", "_settings",
+    )  # fmt: skip
 
     def __init__(self, listener: Listener, architecture: Architecture, settings: Settings, report: Report) -> None:
         self._listener = listener
@@ -83,6 +87,8 @@ class Supervisor:
         self._settings = settings
         self._report = report
         self._namespace = NetNamespace().identity
+        # Inodes of the sockets that were made here: a program that asks for MPTCP by itself is left alone.
+        self._known: dict[int, None] = {}
         self._owner = (os.geteuid(), os.getegid())
         # Only a privileged program can have other users' processes: without privilege no set-user-id bit counts.
         self._changes_owner = os.geteuid() == 0
@@ -144,12 +150,26 @@ class Supervisor:
         try:
             if kind & SOCK_NONBLOCK:
                 os.set_blocking(fd, False)
+            self._remember(fd)
             number = self._listener.give(notification.id, fd, cloexec=bool(kind & SOCK_CLOEXEC))
         finally:
             os.close(fd)
         if self._report:
             self._explain(notification, f"socket {number} ({_FAMILIES[socket.AddressFamily(family)]}) is MPTCP")
         return True
+
+    def _remember(self, fd: int) -> None:
+        inode = os.fstat(fd).st_ino
+        self._known.pop(inode, None)
+        self._known[inode] = None
+        if len(self._known) > MAX_KNOWN_SOCKETS:
+            del self._known[next(iter(self._known))]
+
+    def _is_ours(self, sock: socket.socket) -> bool:
+        """Whether it is an MPTCP socket that was made here."""
+        return (
+            os.fstat(sock.fileno()).st_ino in self._known and sock.getsockopt(SOL_SOCKET, SO_PROTOCOL) == IPPROTO_MPTCP
+        )
 
     def _make(self, caller: Caller, family: int) -> int:
         """An MPTCP socket as the caller would have made it: in its network namespace, and its user's."""
@@ -177,7 +197,7 @@ class Supervisor:
         fd, key = notification.integer(0), (notification.integer(1), notification.integer(2))
         name = options.option_name(*key)
         with self._duplicate(caller, fd, notification) as old:
-            if _protocol(old) != IPPROTO_MPTCP:
+            if not self._is_ours(old):
                 return False
             fresh = is_fresh_mptcp(old)
             if key in options.PASSING_WISHES or (key in options.MARKS and not fresh):
@@ -203,7 +223,7 @@ class Supervisor:
             return
         with self._duplicate(caller, fd, notification) as old:
             where = f"{place[0]} port {place[1]} is excepted"
-            if _protocol(old) != IPPROTO_MPTCP:
+            if not self._is_ours(old):
                 return
             if is_fresh_mptcp(old):
                 self._replace(notification, caller, fd, old, where)
@@ -237,10 +257,6 @@ class Supervisor:
         except (OSError, ValueError):
             name = "process"
         self._report.say(f"{name}[{notification.pid}]: {what}")
-
-
-def _protocol(sock: socket.socket) -> int:
-    return sock.getsockopt(socket.SOL_SOCKET, SO_PROTOCOL)
 
 
 def leave_the_job() -> None:

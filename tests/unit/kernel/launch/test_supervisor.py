@@ -51,6 +51,8 @@ def scene(watch: Watch) -> Callable[..., Scene]:
         work: Callable[[], object], excepted: Exceptions | None = None, watched: tuple[tuple[int, int], ...] = ()
     ) -> Scene:
         excepted = excepted or Exceptions()
+        if taken := set(watched) - set(options.refused_options()):
+            pytest.skip(f"this kernel's MPTCP takes {', '.join(options.option_name(*key) for key in taken)}")
         return Scene(watch(work, watched, addresses=excepted.need_addresses), excepted, watched)
 
     return make
@@ -198,6 +200,36 @@ def test_later_the_option_fails_as_the_kernel_says(scene: Callable[..., Scene]) 
     stage = scene(work, None, (USER_TIMEOUT,))
     assert stage.run() == str(MPTCP)
     assert "TCP_USER_TIMEOUT fails" in stage.said()[-1]
+
+
+def test_a_program_that_makes_mptcp_itself_is_left_alone(scene: Callable[..., Scene]) -> None:
+    def work() -> object:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, MPTCP)
+        errors = []
+        for option in (USER_TIMEOUT, QUICKACK):
+            try:
+                sock.setsockopt(*option, 1)
+            except OSError as error:
+                errors.append(error.errno)
+        with contextlib.suppress(OSError):
+            sock.connect(("127.0.0.1", 1))
+        return protocol(sock), errors
+
+    stage = scene(work, Exceptions.parse(["127.0.0.1"]), (USER_TIMEOUT, QUICKACK))
+    assert stage.run() == repr((MPTCP, [errno.ENOPROTOOPT, errno.ENOPROTOOPT]))
+    assert stage.said() == []
+
+
+def test_only_so_many_sockets_are_remembered(scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> object:
+        socks = [socket.socket() for _ in range(3)]
+        for sock in socks:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(*USER_TIMEOUT, 1000)
+        return [protocol(sock) for sock in socks]
+
+    monkeypatch.setattr(module, "MAX_KNOWN_SOCKETS", 2)
+    assert scene(work, None, (USER_TIMEOUT,)).run() == repr([MPTCP, TCP, TCP])
 
 
 @pytest.mark.usefixtures("loopback")
