@@ -68,7 +68,8 @@ class LoopbackLink(Link):
         return self._fd
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # BlockingIOError: it is readable already; EBADF: it was closed meanwhile
+        # BlockingIOError: it is readable already; EBADF, ValueError (-1): it was closed meanwhile
+        with contextlib.suppress(OSError, ValueError):
             os.eventfd_write(self._fd, 1)
 
     def receive(self, limit: int = 64) -> list[ReceivedPacket]:

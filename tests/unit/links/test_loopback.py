@@ -93,6 +93,13 @@ def test_closed_ends_swallow(pair: Pair) -> None:
     first.close()
 
 
+def test_room_for_an_end_that_is_closed_wakes_nobody(pair: Pair) -> None:
+    first, second = pair
+    assert first.send([packet(i) for i in range(6)]) == 4  # it waits for room ...
+    first.close()
+    assert len(second.receive()) == 4  # ... which comes too late
+
+
 def test_nothing_is_lost_between_threads() -> None:
     first, second = LoopbackLink.pair(queue_packets=8)
     count = 3000
