@@ -41,7 +41,7 @@ def test_by_default_everybody_steers_connections_of_their_own_on_addresses_of_th
     assert rule.options == ORDINARY
 
 
-def test_a_file_has_every_key() -> None:
+def test_a_policy_file_has_every_key_of_a_rule() -> None:
     policy = Policy.parse(
         """
         max_clients = 7
