@@ -87,7 +87,9 @@ class BrokerConnection:
             raise OSError(errno.ETIMEDOUT, f"the broker at {self.path} does not answer") from None
         except OSError as error:
             self._forget()
-            raise OSError(error.errno, f"the broker at {self.path}: {error.strerror or error}") from None
+            raise OSError(
+                error.errno or errno.EINVAL, f"the broker at {self.path}: {error.strerror or error}"
+            ) from None
         if not message.data:
             self._forget()
             raise OSError(errno.ECONNRESET, f"the broker at {self.path} has closed the connection; its log says why")

@@ -33,6 +33,8 @@ from mptcp.kernel.pm_events import PmEventSocket
 BACKLOG: Final = 128
 #: Everybody may connect: what each may have done, the policy says.
 SOCKET_MODE: Final = 0o666
+#: Of the socket's path: the kernel has no room for more (unix(7)).
+MAX_PATH: Final = 107
 #: Sessions that are still busy when the broker stops get so long.
 STOP_S: Final = 2.0
 #: How long nobody is accepted when there are no descriptors or threads left.
@@ -200,6 +202,8 @@ def listen(path: str | os.PathLike[str]) -> socket.socket:
     PathError EADDRINUSE if a broker listens there already; what a dead one has left behind is replaced.
     """
     place = Path(path)
+    if len(os.fsencode(place)) > MAX_PATH:
+        raise ConfigurationError(f"the path of a socket has at most {MAX_PATH} octets: {place}")
     place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     status = place.parent.stat()
     if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
@@ -207,7 +211,10 @@ def listen(path: str | os.PathLike[str]) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         _remove_stale(place)
-        listener.bind(str(place))
+        try:
+            listener.bind(str(place))
+        except OSError as error:
+            raise PathError(f"listening at {place}: {error.strerror}", error.errno or errno.EINVAL) from None
         place.chmod(SOCKET_MODE)
         listener.listen(BACKLOG)
     except BaseException:

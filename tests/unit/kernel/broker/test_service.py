@@ -550,6 +550,20 @@ def test_a_broker_that_does_not_answer_is_given_up(tmp_path: Path, pair: Pair, m
             connection.ask(Request(Operation.REMOVE, address_id=1), pair.fd)
 
 
+@pytest.mark.parametrize(
+    ("path", "number"), [("/nowhere/s", errno.ENOENT), ("/" + "x" * 200, errno.EINVAL), ("/dev/null/s", errno.ENOENT)]
+)
+def test_a_broker_that_is_not_there(path: str, number: int) -> None:
+    control = BrokerControl(path)
+    with pytest.raises(OSError, match="the broker at /") as caught:
+        control.remove(0, 0, 1)
+    assert caught.value.errno == number
+    support = control.supports("remove")
+    assert not support
+    assert path in support.reason
+    assert support.fix
+
+
 def test_options_that_cannot_be_are_not_sent(running: Running, control: BrokerControl, pair: Pair) -> None:
     for level, name, value in ((6, 1, b""), (6, 1, bytes(300)), (-1, 1, b"x"), (6, 1 << 31, b"x")):
         with pytest.raises(OSError, match="an option has 1 to 256 octets"):
