@@ -31,6 +31,8 @@ _LOCAL_PORT, _REMOTE_PORT, _LEVEL, _NAME, _SIZE, _OPERATION = 0, 2, 4, 8, 12, 16
 _LOCAL, _REMOTE, _IS_IPV4, _FOUND, _RESULT = 24, 40, 56, 60, 64
 _VALUE: Final = _REQUEST.size
 _GET, _SET = 0, 1
+#: The structures have some 100 octets; an instruction has room for 15 bits.
+_MAX_OFFSET: Final = 4096
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 #: enum bpf_func_id (linux/bpf.h)
@@ -63,11 +65,10 @@ def _offsets() -> _Offsets:
         "skc_family", "skc_state", "skc_num", "skc_dport", "skc_rcv_saddr", "skc_daddr", "skc_v6_rcv_saddr",
         "skc_v6_daddr",
     )  # fmt: skip
-    return _Offsets(
-        types.find("bpf_iter_tcp", btf.KIND_FUNC),
-        types.member("bpf_iter__tcp", "sk_common"),
-        *(types.member("sock_common", name) for name in names),
-    )
+    members = [types.member("bpf_iter__tcp", "sk_common"), *(types.member("sock_common", name) for name in names)]
+    if max(members) > _MAX_OFFSET:
+        raise btf.BtfError("the kernel's description of its sockets cannot be right")
+    return _Offsets(types.find("bpf_iter_tcp", btf.KIND_FUNC), *members)
 
 
 class SubflowOptions:

@@ -9,7 +9,7 @@ import pytest
 
 from mptcp.errors import NotSupportedError, PathError
 from mptcp.info import Endpoint
-from mptcp.kernel.bpf import option_table, program
+from mptcp.kernel.bpf import option_table, program, subflow_options
 from mptcp.kernel.bpf.subflow_options import SubflowOptions
 
 
@@ -97,3 +97,20 @@ def test_the_table_has_each_option_once() -> None:
     assert all(option_table.find(*number) for number in numbers)
     assert option_table.find(6, 9999) is None
     assert all(0 < option.size <= option_table.MAX_VALUE for option in option_table.OPTIONS)
+
+
+def test_offsets_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel's description that is broken is no support, not a crash while assembling."""
+
+    class Types:
+        def find(self, name: str, kind: int) -> int:
+            return 1
+
+        def member(self, structure: str, name: str) -> int:
+            return 40_000
+
+    monkeypatch.setattr(subflow_options.btf, "read", Types)
+    monkeypatch.setattr(subflow_options, "_offsets", subflow_options._offsets.__wrapped__)
+    end = Endpoint.parse("10.0.0.1", 1)
+    with pytest.raises(NotSupportedError, match="cannot be right"):
+        SubflowOptions().get(end, end, 6, 1)
