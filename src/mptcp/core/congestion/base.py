@@ -34,6 +34,17 @@ class CongestionControl(ABC):
     def on_ack(self, acked_bytes: int, now: int, srtt_us: int, rtt_us: int, cwnd_limited: bool) -> None:
         """New data was acknowledged. ``rtt_us`` is this sample (0: none); grow only if ``cwnd_limited``."""
 
+    def slow_start(self, acked_bytes: int) -> int:
+        """Below the threshold: doubles the window per round trip; what was acknowledged beyond reaching it."""
+        # RFC 5681 §3.1: "cwnd += min (N, SMSS)" for each ACK. One ACK here may answer 64 KiB (the peer coalesces): like
+        # Linux we count what it acknowledges, which doubles the window per round trip as intended.
+        grown = self.cwnd_bytes + acked_bytes
+        if grown <= self.ssthresh_bytes:
+            self.cwnd_bytes = grown
+            return 0
+        self.cwnd_bytes = self.ssthresh_bytes
+        return grown - self.ssthresh_bytes
+
     @abstractmethod
     def on_congestion_event(self, now: int, in_flight_bytes: int) -> None:
         """Loss or ECN echo: set ``ssthresh_bytes`` (never below two segments); ``cwnd_bytes`` is left to PRR."""

@@ -48,14 +48,10 @@ class CoupledControl(CongestionControl):
             return
         # RFC 6356 §3: "The slow start, fast retransmit, and fast recovery algorithms, as well as the multiplicative
         # decrease of the congestion avoidance state are the same as in standard TCP"
-        cwnd = self.cwnd_bytes
-        if cwnd < self.ssthresh_bytes:
-            grown = cwnd + acked_bytes
-            if grown <= self.ssthresh_bytes:
-                self.cwnd_bytes = grown
+        if self.cwnd_bytes < self.ssthresh_bytes:
+            acked_bytes = self.slow_start(acked_bytes)
+            if not acked_bytes:
                 return
-            acked_bytes = grown - self.ssthresh_bytes
-            self.cwnd_bytes = self.ssthresh_bytes
         if not self.srtt_us:
             return
         # RFC 6356 §3: "when cwnd_total is large the increase may be 0. In this case, the increase MUST be set to 1": no

@@ -1,8 +1,12 @@
-"""CUBIC (RFC 8312): window growth is a cubic function of the time since the last congestion event."""
+"""CUBIC (RFC 8312): window growth is a cubic function of the time since the last congestion event.
+
+The first slow start is HyStart++'s (``hystart``), as RFC 8312 §4.8 has it: without one it overshoots by a whole window.
+"""
 
 from __future__ import annotations
 
-from mptcp.core.congestion.base import CongestionControl
+from mptcp.core.congestion.base import INFINITE_SSTHRESH, CongestionControl
+from mptcp.core.congestion.hystart import HyStart
 
 #: RFC 8312 §5: "C SHOULD be set to 0.4"; §4.5: "beta_cubic SHOULD be set to 0.7".
 C = 0.4
@@ -17,6 +21,7 @@ class Cubic(CongestionControl):
     __slots__ = (
         "_epoch_us",
         "_friendly_segments",
+        "_hystart",
         "_idle_since_us",
         "_k_seconds",
         "_origin_segments",
@@ -33,6 +38,7 @@ class Cubic(CongestionControl):
         self._k_seconds = 0.0  # when it is reached
         self._friendly_segments = 0.0  # W_est: what Reno would have
         self._idle_since_us = -1
+        self._hystart: HyStart | None = None  # while there is no threshold yet
 
     def on_ack(self, acked_bytes: int, now: int, srtt_us: int, rtt_us: int, cwnd_limited: bool) -> None:
         if not cwnd_limited:
@@ -41,14 +47,14 @@ class Cubic(CongestionControl):
             if self._epoch_us >= 0 and self._idle_since_us < 0:
                 self._idle_since_us = now
             return
-        cwnd = self.cwnd_bytes
-        if cwnd < self.ssthresh_bytes:
-            grown = cwnd + acked_bytes
-            if grown <= self.ssthresh_bytes:
-                self.cwnd_bytes = grown
+        if self.cwnd_bytes < self.ssthresh_bytes:
+            if self.ssthresh_bytes == INFINITE_SSTHRESH:
+                self._first_slow_start(acked_bytes, rtt_us)
                 return
-            acked_bytes = grown - self.ssthresh_bytes
-            cwnd = self.ssthresh_bytes
+            acked_bytes = self.slow_start(acked_bytes)
+            if not acked_bytes:
+                return
+        cwnd = self.cwnd_bytes
         mss = self.mss_bytes
         segments = cwnd / mss
         epoch = self._epoch_us
@@ -80,6 +86,15 @@ class Cubic(CongestionControl):
             grown_segments = self._friendly_segments
         self.cwnd_bytes = max(cwnd, int(grown_segments * mss))
 
+    def _first_slow_start(self, acked_bytes: int, rtt_us: int) -> None:
+        hystart = self._hystart
+        if hystart is None:
+            hystart = self._hystart = HyStart(self.cwnd_bytes)
+        self.cwnd_bytes += hystart.on_ack(acked_bytes, rtt_us, self.cwnd_bytes)
+        if hystart.is_over:
+            self.ssthresh_bytes = self.cwnd_bytes
+            self._hystart = None
+
     def _begin_stage(self, segments: float, now: int) -> int:
         self._epoch_us = now
         self._friendly_segments = segments
@@ -94,6 +109,7 @@ class Cubic(CongestionControl):
         return now
 
     def on_congestion_event(self, now: int, in_flight_bytes: int) -> None:
+        self._hystart = None
         segments = self.cwnd_bytes / self.mss_bytes
         # RFC 8312 §4.6: "if (W_max < W_last_max){ // should we make room for others; W_last_max = W_max;
         # W_max = W_max*(1.0+beta_cubic)/2.0;"

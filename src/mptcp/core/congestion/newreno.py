@@ -19,16 +19,11 @@ class NewReno(CongestionControl):
     def on_ack(self, acked_bytes: int, now: int, srtt_us: int, rtt_us: int, cwnd_limited: bool) -> None:
         if not cwnd_limited:
             return
-        cwnd = self.cwnd_bytes
-        if cwnd < self.ssthresh_bytes:
-            # RFC 5681 §3.1: "cwnd += min (N, SMSS)" for each ACK. One ACK here may answer 64 KiB (the peer coalesces):
-            # like Linux we count what it acknowledges, which doubles the window per round trip as intended.
-            grown = cwnd + acked_bytes
-            if grown <= self.ssthresh_bytes:
-                self.cwnd_bytes = grown
+        if self.cwnd_bytes < self.ssthresh_bytes:
+            acked_bytes = self.slow_start(acked_bytes)
+            if not acked_bytes:
                 return
-            acked_bytes = grown - self.ssthresh_bytes
-            self.cwnd_bytes = cwnd = self.ssthresh_bytes
+        cwnd = self.cwnd_bytes
         # RFC 5681 §3.1: "When the number of bytes acknowledged reaches cwnd, then cwnd can be incremented by up to
         # SMSS bytes."
         self._acked_bytes += acked_bytes
