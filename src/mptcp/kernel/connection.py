@@ -119,8 +119,8 @@ class KernelConnection(ConnectionEvents):
         SUBFLOW_CLOSED with the reason).
 
         ``local.port`` 0: any. ``interface``: an index, 0: as routed. ``segments``: packed IPv6 addresses that its packets
-        visit (``segment_routing``, whose errors these may be); it takes CAP_NET_ADMIN of this process. Before the connection is fully established: EAGAIN,
-        or with ``wait`` it is opened when it is.
+        visit (``segment_routing``, whose errors these may be); it takes CAP_NET_ADMIN of this process. Before the
+        connection is fully established: EAGAIN, or with ``wait`` it is opened when it is.
         """
         self._check_remote(remote)
         self._check_interface(interface)
@@ -134,11 +134,8 @@ class KernelConnection(ConnectionEvents):
             try:
                 if segments:
                     self._route(number, local, remote, segments, interface)
-                self._create(number, local, remote, backup, interface)
+                self._create_now(number, local, remote, backup, interface)
             except PathError as error:
-                if error.errno == errno.EAGAIN and self.is_usable:
-                    self._forget_pending(number)
-                    raise PathError(HALF_CLOSED, errno.ENOTCONN) from None
                 if not wait or error.errno != errno.EAGAIN:
                     self._forget_pending(number)
                     raise
@@ -289,6 +286,20 @@ class KernelConnection(ConnectionEvents):
         self.note_usable()
         self._look()
         self._changed_by_us()
+
+    def _create_now(self, number: int, local: Endpoint, remote: Endpoint, backup: bool, interface: int) -> None:
+        try:
+            self._create(number, local, remote, backup, interface)
+        except PathError as error:
+            if error.errno != errno.EAGAIN or not self.is_usable:
+                raise
+            # The peer's first data may have come since the kernel said so: what it says now counts.
+            try:
+                self._create(number, local, remote, backup, interface)
+            except PathError as again:
+                if again.errno != errno.EAGAIN:
+                    raise
+                raise PathError(HALF_CLOSED, errno.ENOTCONN) from None
 
     def _create_late(self, number: int, local: Endpoint, remote: Endpoint, backup: bool, interface: int) -> None:
         """As wished for earlier: an error has nobody to go to but the events."""
