@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -121,14 +120,14 @@ def test_as_a_program(run: Callable[..., subprocess.Popen[str]], lab: Lab, make_
     told = [json.loads(text) for text in process.stdout]
     assert [entry["event"] for entry in told] == ["established", "subflow-established"]
     assert told[0]["connection"] == told[1]["connection"]
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
 
 
 def test_without_privilege_it_says_so(run: Callable[..., subprocess.Popen[str]]) -> None:
     """A process without any capability, in the namespace it was started in."""
     if subprocess.run(["setpriv", "--version"], check=False, capture_output=True).returncode:
         pytest.skip("setpriv (util-linux) is not installed")
-    process = run(prefix=("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"))
+    process = run("--for", "0.1", prefix=("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--"))
     assert process.stdout is not None
     text = process.stdout.readline()
     if not text:
@@ -139,5 +138,4 @@ def test_without_privilege_it_says_so(run: Callable[..., subprocess.Popen[str]])
     head = json.loads(text)
     assert not head["complete"]
     assert "CAP_NET_ADMIN" in head["note"]
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 0
