@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+import mptcp
 from mptcp.core.multipath.events import EventKind
 from mptcp.info import Endpoint
 from mptcp.kernel import features, sockopt
@@ -42,6 +43,8 @@ Wait = Callable[..., None]
 
 IPPROTO_MPTCP = 262
 ALICE, MALLORY = 65534, 65533
+#: Loaded here, since the interpreter's files may be closed to other users.
+"host".encode("idna")
 TCP_USER_TIMEOUT = 18
 
 
@@ -182,46 +185,6 @@ def start(two_hosts: netns.Lab, folder: Path) -> Iterator[Callable[..., BrokerPr
             broker.stop()
 
 
-class Far:
-    """The server: accepts one connection after another, and listens to events, without which it would take no joins."""
-
-    def __init__(self, lab: netns.Lab) -> None:
-        self.lab = lab
-        with lab.server.entered():
-            self.events = PmEventSocket()
-            self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-            self.listener.bind(("0.0.0.0", 0))
-            self.listener.listen()
-        self.port = self.listener.getsockname()[1]
-        self.accepted: list[socket.socket] = []
-
-    def accept(self) -> socket.socket:
-        """One connection, with an octet each way."""
-        self.listener.settimeout(10)
-        sock, _ = self.listener.accept()
-        self.accepted.append(sock)
-        sock.settimeout(10)
-        assert sock.recv(1) == b"."
-        sock.sendall(b".")
-        return sock
-
-    def subflows(self) -> int:
-        return sum(
-            entry.tcp.state == 1 for sock in self.accepted for entry in sockopt.full_info(sock.fileno()).subflows
-        )
-
-    def close(self) -> None:
-        for closable in (*self.accepted, self.listener, self.events):
-            closable.close()
-
-
-@pytest.fixture
-def far(two_hosts: netns.Lab) -> Iterator[Far]:
-    far = Far(two_hosts)
-    yield far
-    far.close()
-
-
 class Child:
     """``work`` in a child in the client's namespace, as another user where there are any; its failures are the test's."""
 
@@ -248,11 +211,59 @@ class Child:
         finally:
             os._exit(status)
 
+    def fileno(self) -> int:
+        """Readable when it has ended."""
+        return self._read
+
+    def has_failed(self) -> bool:
+        return bool(select.select([self], [], [], 0)[0])
+
     def join(self) -> None:
         with open(self._read, "rb") as report:
             text = report.read().decode()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         assert status == 0, text
+
+
+class Far:
+    """The server: accepts one connection after another, and listens to events, without which it would take no joins."""
+
+    def __init__(self, lab: netns.Lab) -> None:
+        self.lab = lab
+        with lab.server.entered():
+            self.events = PmEventSocket()
+            self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+            self.listener.bind(("0.0.0.0", 0))
+            self.listener.listen()
+        self.port = self.listener.getsockname()[1]
+        self.accepted: list[socket.socket] = []
+
+    def accept(self, child: Child) -> socket.socket:
+        """One connection, with an octet each way; or the child's failure."""
+        if not select.select([self.listener, child], [], [], 10)[0] or child.has_failed():
+            child.join()
+        sock, _ = self.listener.accept()
+        self.accepted.append(sock)
+        sock.settimeout(10)
+        assert sock.recv(1) == b"."
+        sock.sendall(b".")
+        return sock
+
+    def subflows(self) -> int:
+        return sum(
+            entry.tcp.state == 1 for sock in self.accepted for entry in sockopt.full_info(sock.fileno()).subflows
+        )
+
+    def close(self) -> None:
+        for closable in (*self.accepted, self.listener, self.events):
+            closable.close()
+
+
+@pytest.fixture
+def far(two_hosts: netns.Lab) -> Iterator[Far]:
+    far = Far(two_hosts)
+    yield far
+    far.close()
 
 
 def connect(lab: netns.Lab, far: Far) -> socket.socket:
@@ -316,7 +327,7 @@ def test_an_ordinary_user_opens_prioritises_and_closes_subflows_of_its_own(broke
         monitor.close()
 
     child = Child(lab, work)
-    far.accept()
+    far.accept(child)
     child.join()
     heard = [event.kind for event in far.events.read()]
     # What reached the other host: two joins, a FIN and an RST, a priority, an address and its end.
@@ -343,7 +354,7 @@ def test_the_priority_is_on_the_wire(broker: BrokerProcess, far: Far, eventually
         os.read(go[0], 1)
 
     child = Child(lab, work)
-    far.accept()
+    far.accept(child)
     os.read(done[0], 1)
     with Diag(NetNamespace(lab.server.fileno())) as diag:
         eventually(lambda: any(subflow.is_join and subflow.flags & FLAG_BACKUP_REM for subflow in diag.subflows()))
@@ -385,7 +396,7 @@ def test_options_of_one_subflow_within_the_policy(broker: BrokerProcess, far: Fa
             control.set_subflow_option(*who, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"nonesuch\0")
 
     child = Child(broker.lab, work)
-    far.accept()
+    far.accept(child)
     child.join()
 
 
@@ -409,7 +420,7 @@ def test_a_client_cannot_touch_what_is_not_its_own(broker: BrokerProcess, far: F
         assert [entry.tcp.state for entry in sockopt.full_info(sock.fileno()).subflows] == [1, 1]
 
     child = Child(lab, victim)
-    far.accept()
+    far.accept(child)
     os.read(done[0], 1)
     with Diag(NetNamespace(lab.client.fileno())) as diag:
         subflows = diag.subflows()
@@ -451,7 +462,7 @@ def test_a_client_cannot_touch_what_is_not_its_own(broker: BrokerProcess, far: F
         if fd >= 0 and _is_connection_of(fd, lab.server_address(1))
     )
     attacker = Child(lab, attack, MALLORY)
-    far.accept()
+    far.accept(attacker)
     attacker.join()
     os.close(inherited)
     foreign.close()
@@ -502,7 +513,7 @@ def test_a_client_hears_nothing_of_others(broker: BrokerProcess, far: Far) -> No
         assert {event[1] for event in heard} == {token}
 
     listener = Child(lab, listen)
-    far.accept()
+    far.accept(listener)
     os.read(done[0], 1)
 
     def act() -> None:
@@ -512,7 +523,7 @@ def test_a_client_hears_nothing_of_others(broker: BrokerProcess, far: Far) -> No
                           for e in sockopt.full_info(sock.fileno()).subflows))  # fmt: skip
 
     other = Child(lab, act, MALLORY)
-    far.accept()
+    far.accept(other)
     other.join()
     os.write(go[1], b".")
     listener.join()
@@ -551,7 +562,7 @@ def test_the_policy_is_by_user(start: Callable[..., BrokerProcess], far: Far) ->
     for work, uid, connects in ((allowed, ALICE, True), (half, MALLORY, True), (nothing, 12345, False)):
         child = Child(broker.lab, work, uid)
         if connects:
-            far.accept()
+            far.accept(child)
         child.join()
     assert f"uid {MALLORY} pid " in broker.lines()
     assert "turned away: the broker's policy says no" in broker.lines()
@@ -577,7 +588,7 @@ def test_addresses_of_the_host_and_of_the_policy(start: Callable[..., BrokerProc
             )  # fmt: skip
 
     child = Child(broker.lab, work)
-    far.accept()
+    far.accept(child)
     child.join()
 
 
@@ -606,7 +617,7 @@ def test_it_can_become_another_user(start: Callable[..., BrokerProcess], far: Fa
         until(lambda: len(sockopt.full_info(sock.fileno()).subflows) == 2)
 
     child = Child(broker.lab, work, MALLORY)
-    far.accept()
+    far.accept(child)
     child.join()
     assert broker.stop() == 0
 
@@ -619,7 +630,7 @@ def test_it_takes_the_socket_that_systemd_passes(start: Callable[..., BrokerProc
         broker.control().announce(sock.fileno(), 0, second(broker.lab, far)[0], 1)
 
     child = Child(broker.lab, work)
-    far.accept()
+    far.accept(child)
     child.join()
     assert broker.stop() == 0
     assert broker.path.exists()  # it is systemd's
@@ -695,7 +706,7 @@ def test_a_client_that_is_killed_in_the_middle_costs_nothing(broker: BrokerProce
             signal.pause()
 
         child = Child(lab, work)
-        far.accept()
+        far.accept(child)
         os.read(ready[0], 1)
         os.kill(child.pid, signal.SIGKILL)
         os.waitpid(child.pid, 0)
@@ -729,7 +740,7 @@ def test_a_flood_of_one_user_keeps_nobody_else_out(start: Callable[..., BrokerPr
                     told = told or bool(os.write(ready[1], b"."))
 
     flooding = Child(lab, flood, MALLORY)
-    far.accept()
+    far.accept(flooding)
     os.read(ready[0], 1)
 
     def work() -> None:
@@ -740,7 +751,7 @@ def test_a_flood_of_one_user_keeps_nobody_else_out(start: Callable[..., BrokerPr
             control.remove(sock.fileno(), 0, number)
 
     child = Child(lab, work)
-    far.accept()
+    far.accept(child)
     child.join()
     os.kill(flooding.pid, signal.SIGKILL)
     os.waitpid(flooding.pid, 0)
@@ -771,3 +782,32 @@ def test_sockets_of_every_wrong_kind(broker: BrokerProcess, far: Far) -> None:
 
     Child(broker.lab, work).join()
     assert broker.lines().count("the socket is TCP, or fell back") == 1
+
+
+def test_a_program_uses_the_stack_as_if_it_had_the_privilege(
+    broker: BrokerProcess, far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_users()
+    monkeypatch.setenv(VARIABLE, str(broker.path))
+    lab = broker.lab
+
+    def work() -> None:
+        with mptcp.use(mptcp.KernelStack()) as stack:
+            for operation in ("open_subflow", "set_backup", "events"):
+                assert stack.supports(operation), stack.supports(operation)
+            with mptcp.create_connection((lab.server_address(1), far.port), timeout=10) as sock:
+                sock.sendall(b".")
+                assert sock.recv(1) == b"."
+                assert sock.is_multipath
+                number = sock.open_subflow(local=(lab.client_address(2), 0), remote=(lab.server_address(2), far.port))
+                for event in sock.events():
+                    if event.kind is EventKind.SUBFLOW_ESTABLISHED and event.subflow_id == number:
+                        break
+                sock.set_backup(number, True)
+                until(lambda: [s.backup for s in sock.subflows()] == [False, True])
+                sock.close_subflow(number)
+                until(lambda: len(sock.subflows()) == 1)
+
+    child = Child(lab, work)
+    far.accept(child)
+    child.join()
