@@ -225,6 +225,9 @@ class ConnectionEvents(Subscriber):
     def _compare(self) -> None:
         if not self._was_multipath or self.is_ended:
             return
+        if not self._told_established:
+            self._begin()  # which comes back here: first things first
+            return
         try:
             full = sockopt.full_info(self._fd)
         except NotSupportedError:
