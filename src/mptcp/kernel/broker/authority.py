@@ -71,10 +71,19 @@ def check_request(rule: Rule, request: Request, proof: Proof, addresses: Callabl
                 raise refused(
                     f"the option {name or f'{request.level}, {request.name}'} is not in `options` of the rule for this client"
                 )
+            _check_own(request, proof)
             try:
                 check_value(request.level, request.name, request.value)
             except PathError as error:
                 raise Refused(error.strerror or "", errno.EPERM) from None
+        case Operation.GET_SUBFLOW_OPTION | Operation.RESET_SUBFLOW:
+            _check_own(request, proof)
+
+
+def _check_own(request: Request, proof: Proof) -> None:
+    # By addresses and ports any socket of the namespace could be meant.
+    if (request.local, request.remote) not in proof.subflows():
+        raise PathError(f"this connection has no subflow from {request.local} to {request.remote}", errno.ENOENT)
 
 
 def _check_local(rule: Rule, request: Request, proof: Proof, addresses: Callable[[], Sequence[LocalAddress]]) -> None:

@@ -6,6 +6,7 @@ The connection's socket goes to the broker with each request, so it goes to nobo
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
@@ -28,6 +29,10 @@ VARIABLE: Final = "MPTCP_BROKER"
 #: A broker that has not answered after so long never will; one that makes a busy client wait is quicker than that.
 ANSWER_TIMEOUT_S: Final = 20.0
 
+_AT_SECURE: Final = 23
+_libc = ctypes.CDLL(None)
+_libc.getauxval.argtypes = (ctypes.c_ulong,)
+_libc.getauxval.restype = ctypes.c_ulong
 _CREDENTIALS: Final = struct.Struct("=iII")
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN})
 
@@ -35,8 +40,8 @@ _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.E
 def broker_path(environ: Mapping[str, str] = os.environ) -> str:
     """Where a broker is to be found: what MPTCP_BROKER names, else the default place if there is a socket; "" if not."""
     path = environ.get(VARIABLE, "")
-    # A program with more rights than its user has lets that user choose nothing.
-    if path and os.getuid() == os.geteuid() and os.getgid() == os.getegid():
+    # A program with more rights than its user has lets that user choose nothing (getauxval(3)).
+    if path and not _libc.getauxval(_AT_SECURE):
         return path
     with contextlib.suppress(OSError):
         if stat.S_ISSOCK(os.stat(DEFAULT_SOCKET).st_mode):

@@ -32,6 +32,8 @@ SLOW_S: Final = 30.0
 #: How often those that lag are looked after; and when the kernel's events are asked for again after an error.
 _LAG_S: Final = 0.1
 _RETRY_S: Final = 1.0
+#: After a loss, so that a flood of events does not have everything looked up again without end.
+_LOSS_S: Final = 0.05
 
 log = logging.getLogger("mptcp.broker")
 
@@ -197,6 +199,7 @@ class Relay:
                 events = self._source.read_messages()
             except EventsLost:
                 self._lost()
+                select.select([self._wake_r], [], [], _LOSS_S)
                 continue
             except OSError as error:
                 log.error("events of MPTCP can no longer be read: %s", error.strerror)

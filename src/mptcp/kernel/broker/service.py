@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from mptcp.errors import ConfigurationError, PathError
-from mptcp.kernel.addresses import LocalAddress, local_addresses
+from mptcp.kernel.addresses import AddressWatch, LocalAddress
 from mptcp.kernel.broker import protocol
 from mptcp.kernel.broker.limits import Accounts
 from mptcp.kernel.broker.policy import Peer, Policy
@@ -46,11 +46,13 @@ log = logging.getLogger("mptcp.broker")
 class Broker:
     """Serves on a listening Unix socket of type SOCK_SEQPACKET with ``run``, in the network namespace it is made in.
 
-    ``control`` and ``open_events`` are for tests; without them it is this process that acts, with CAP_NET_ADMIN.
+    ``control``, ``open_events`` and ``addresses`` are for tests; without them this process acts itself, with CAP_NET_ADMIN.
     """
 
-    __slots__ = ("_accounts", "_control", "_listener", "_lock", "_policy", "_relay", "_resources", "_sessions", "_stopping",
-                 "_wake_r", "_wake_w")  # fmt: skip
+    __slots__ = (
+        "_accounts", "_addresses", "_control", "_listener", "_lock", "_policy", "_relay", "_resources", "_sessions",
+        "_stopping", "_wake_r", "_wake_w",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Broker:
         *,
         control: Control | None = None,
         open_events: Callable[[], PmEventSocket] = PmEventSocket,
-        addresses: Callable[[], Sequence[LocalAddress]] = local_addresses,
+        addresses: Callable[[], Sequence[LocalAddress]] | None = None,
     ) -> None:
         self._listener = listener
         self._policy = policy
@@ -69,9 +71,10 @@ class Broker:
         self._sessions: dict[Session, threading.Thread] = {}
         self._stopping = threading.Event()
         self._relay = Relay(open_events, _connections)
+        self._addresses = _HostAddresses()
         self._resources = Resources(
-            lambda: self._policy, self._control, self._relay, NamespaceMark(NetNamespace()), self._accounts, addresses,
-            self._stopping,
+            lambda: self._policy, self._control, self._relay, NamespaceMark(NetNamespace()), self._accounts,
+            addresses or self._addresses, self._stopping,
         )  # fmt: skip
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         listener.setblocking(False)
@@ -186,9 +189,37 @@ class Broker:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._relay.close()
         self._control.close()
+        self._addresses.close()
         self._listener.close()
         for fd in (self._wake_r, self._wake_w):
             os.close(fd)
+
+
+class _HostAddresses:
+    """The addresses of this host, now. They are not all asked for each time: a host may have thousands."""
+
+    __slots__ = ("_lock", "_watch")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watch: AddressWatch | None = None
+
+    def __call__(self) -> Sequence[LocalAddress]:
+        with self._lock:
+            watch, self._watch = self._watch or AddressWatch(), None
+            try:
+                watch.read()
+            except OSError:
+                watch.close()
+                raise
+            self._watch = watch
+            return watch.usable()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
 
 
 def _connections() -> dict[int, int]:

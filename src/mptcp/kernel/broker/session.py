@@ -33,7 +33,12 @@ from mptcp.kernel.control import Control
 #: Messages that are none of the protocol; the one after them ends the client.
 MAX_FAULTS: Final = 8
 #: What one of these costs of a user's rate; all else costs 1.
-COSTS: Final = {Operation.SET_SUBFLOW_OPTION: 5, Operation.GET_SUBFLOW_OPTION: 5, Operation.EVENTS: 5}
+COSTS: Final = {
+    Operation.RESET_SUBFLOW: 5,
+    Operation.SET_SUBFLOW_OPTION: 5,
+    Operation.GET_SUBFLOW_OPTION: 5,
+    Operation.EVENTS: 5,
+}
 FAULT_COST: Final = 10
 
 log = logging.getLogger("mptcp.broker")

@@ -165,7 +165,7 @@ def test_operations() -> None:
 
 def set_option(name: str, value: bytes) -> Request:
     level, option = OPTIONS.get(name, (6, 4711))
-    local = Endpoint.parse("10.0.0.1", 4000)
+    local = Endpoint.parse("127.0.0.1", 1000)
     return Request(Operation.SET_SUBFLOW_OPTION, 1, local, REMOTE, level=level, name=option, value=value)
 
 

@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from mptcp.kernel.broker import protocol, relay
 from mptcp.kernel.broker.client import BrokerControl
 from mptcp.kernel.broker.protocol import Operation, Request
+from mptcp.kernel.monitor import Monitor, Notice, Overflow, Subscriber
+from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.netlink import attribute
 from mptcp.kernel.pm_events import EventsLost, PmEvent, PmEventKind, PmEventSource, event_token, parse_event
 
@@ -364,6 +367,42 @@ def test_clients_read_the_end_when_the_broker_stops(start: Callable[..., Running
         source.read()
     assert caught.value.errno == errno.ECONNRESET
     source.close()
+    control.close()
+
+
+class Listener(Subscriber):
+    def __init__(self) -> None:
+        self.inbox: deque[Notice] = deque()
+
+    def work(self) -> None:
+        pass
+
+    def ids(self) -> list[int]:
+        return [notice.local_id for notice in self.inbox if isinstance(notice, PmEvent)]
+
+
+def test_a_monitor_finds_the_broker_again(
+    start: Callable[..., Running], pair: Pair, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    monkeypatch.setattr("mptcp.kernel.monitor.RETRY_S", (0.01, 0.05))
+    first = start()
+    control = BrokerControl(first.path)
+    monitor = Monitor(NetNamespace(), control)
+    listener = Listener()
+    monitor.subscribe(pair.token, listener, pair.fd)
+    first.events.happen(event(OPENED, pair.token, 1))
+    eventually(lambda: listener.ids() == [1])
+    assert monitor.supports()
+    first.stop()
+    eventually(lambda: any(isinstance(notice, Overflow) for notice in listener.inbox))
+    listener.inbox.clear()
+    second = start()
+    eventually(lambda: pair.token in second.broker._relay._watchers)
+    second.events.happen(event(OPENED, pair.token, 2))
+    eventually(lambda: listener.ids() == [2])
+    monitor.unsubscribe(pair.token, listener)
+    eventually(lambda: not second.broker._relay._watchers)
+    monitor.close()
     control.close()
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from mptcp.errors import ConfigurationError, NotSupportedError, PathError
 from mptcp.info import Endpoint
-from mptcp.kernel.broker import limits, protocol, service, session
+from mptcp.kernel.broker import client, limits, protocol, service, session
 from mptcp.kernel.broker.client import BrokerConnection, BrokerControl
 from mptcp.kernel.broker.policy import Policy
 from mptcp.kernel.broker.protocol import Answer, Operation, Request
@@ -52,19 +52,19 @@ def test_each_operation_reaches_the_kernel_with_the_connection_itself(
     control.remove(fd, 5, 3)
     control.create_subflow(fd, 5, A, 1, B, backup=True)
     control.destroy_subflow(fd, 5, A, B)
-    control.reset_subflow(fd, 5, A, B)
+    control.reset_subflow(fd, 5, pair.local, pair.remote)
     control.set_backup(fd, 5, A, B, True)
-    control.set_subflow_option(fd, 5, A, B, 6, 18, b"\x01\0\0\0")
-    assert control.get_subflow_option(fd, 5, A, B, 6, 13, 16) == b"reno".ljust(16, b"\0")
+    control.set_subflow_option(fd, 5, pair.local, pair.remote, 6, 18, b"\x01\0\0\0")
+    assert control.get_subflow_option(fd, 5, pair.local, pair.remote, 6, 13, 16) == b"reno".ljust(16, b"\0")
     assert [(name, arguments) for name, _, _, arguments in running.control.calls] == [
         ("announce", (A, 3, 0)),
         ("remove", (3,)),
         ("create_subflow", (A, 1, B, True, 0)),
         ("destroy_subflow", (A, B)),
-        ("reset_subflow", (A, B)),
+        ("reset_subflow", (pair.local, pair.remote)),
         ("set_backup", (A, B, True)),
-        ("set_subflow_option", (A, B, 6, 18, b"\x01\0\0\0")),
-        ("get_subflow_option", (A, B, 6, 13, 16)),
+        ("set_subflow_option", (pair.local, pair.remote, 6, 18, b"\x01\0\0\0")),
+        ("get_subflow_option", (pair.local, pair.remote, 6, 13, 16)),
     ]
     assert {(inode, token) for _, inode, token, _ in running.control.calls} == {(pair.inode, pair.token)}
 
@@ -179,6 +179,24 @@ def test_a_socket_of_another_user_is_refused(start: Callable[..., Running], pair
     control = BrokerControl(start("[[rule]]\nsockets_of_others = true\n", "other.sock").path)
     control.remove(pair.fd, 0, 1)
     control.close()
+
+
+def test_what_goes_by_addresses_goes_to_subflows_of_the_connection_only(
+    running: Running, control: BrokerControl, pair: Pair, make_pair: Callable[[], Pair]
+) -> None:
+    other = make_pair()
+    calls = (
+        lambda local, remote: control.reset_subflow(pair.fd, 0, local, remote),
+        lambda local, remote: control.set_subflow_option(pair.fd, 0, local, remote, 6, 18, bytes(4)),
+        lambda local, remote: control.get_subflow_option(pair.fd, 0, local, remote, 6, 18, 4),
+    )
+    nowhere = Endpoint(bytes(4))
+    for call in calls:
+        for local, remote in ((other.local, other.remote), (pair.remote, pair.local), (nowhere, nowhere)):
+            with pytest.raises(PathError, match="this connection has no subflow from") as caught:
+                call(local, remote)
+            assert caught.value.errno == errno.ENOENT
+    assert not running.control.calls
 
 
 def test_the_policy_is_asked_for_each_request(running: Running, control: BrokerControl, pair: Pair) -> None:
@@ -416,6 +434,16 @@ def test_without_threads_a_client_is_turned_away(
     control.remove(pair.fd, 0, 1)
 
 
+def test_addresses_are_those_the_host_has_now() -> None:
+    from mptcp.kernel.addresses import local_addresses
+
+    addresses = service._HostAddresses()
+    for _ in range(2):
+        assert sorted(map(str, addresses())) == sorted(map(str, local_addresses()))
+    addresses.close()
+    addresses.close()
+
+
 # the client
 
 
@@ -564,11 +592,26 @@ def test_a_broker_that_is_not_there(path: str, number: int) -> None:
     assert support.fix
 
 
+def test_where_a_broker_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(client, "DEFAULT_SOCKET", str(tmp_path / "s"))
+    assert client.broker_path({}) == ""
+    assert client.broker_path({client.VARIABLE: "/some/where"}) == "/some/where"
+    (tmp_path / "s").touch()
+    assert client.broker_path({}) == ""
+    (tmp_path / "s").unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "s"))
+        assert client.broker_path({}) == str(tmp_path / "s")
+        # A program with more rights than its user has does not listen to the user's environment.
+        monkeypatch.setattr(client, "_AT_SECURE", 6)  # AT_PAGESZ, which is never 0
+        assert client.broker_path({client.VARIABLE: "/some/where"}) == str(tmp_path / "s")
+
+
 def test_options_that_cannot_be_are_not_sent(running: Running, control: BrokerControl, pair: Pair) -> None:
     for level, name, value in ((6, 1, b""), (6, 1, bytes(300)), (-1, 1, b"x"), (6, 1 << 31, b"x")):
         with pytest.raises(OSError, match="an option has 1 to 256 octets"):
             control.set_subflow_option(pair.fd, 0, A, B, level, name, value)
-    assert len(control.get_subflow_option(pair.fd, 0, A, B, 6, 13, 4096)) == protocol.MAX_VALUE
+    assert len(control.get_subflow_option(pair.fd, 0, pair.local, pair.remote, 6, 13, 4096)) == protocol.MAX_VALUE
 
 
 # the socket
