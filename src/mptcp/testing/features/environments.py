@@ -26,11 +26,10 @@ from mptcp.links.loopback import LoopbackLink
 from mptcp.sockets.kernel import KernelStack
 from mptcp.sockets.user import UserStack
 from mptcp.testing import netns
-from mptcp.testing.features.probes import PROBES, run
+from mptcp.testing.features.probes import Finding, run_all
 from mptcp.testing.features.scene import Scene, Server
 
-#: What a probe found, by its item: ("yes" or the name of an errno, the sentence).
-Results = dict[str, tuple[str, str]]
+Results = dict[str, Finding]
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,7 @@ def examine(environment: Environment) -> Results:
     if environment.kernel:
         return _examine_kernel(environment)
     with _user_scene() as scene:
-        return _try_all(scene)
-
-
-def _try_all(scene: Scene) -> Results:
-    return {probe.item: run(scene, probe) for probe in PROBES}
+        return run_all(scene)
 
 
 @contextlib.contextmanager
@@ -136,7 +131,7 @@ def _examine_kernel(environment: Environment) -> Results:
         output, _ = worker.communicate(timeout=300)
         if worker.returncode:
             raise RuntimeError(f"the worker of {environment.name} ended with {worker.returncode}")
-        return {item: (answer, said) for item, (answer, said) in json.loads(output).items()}
+        return {item: Finding(*found) for item, found in json.loads(output).items()}
 
 
 @contextlib.contextmanager
@@ -170,8 +165,8 @@ def main() -> int:
         if reason := unavailable(environment):
             print(f"   not here: {reason}")
             continue
-        for item, (answer, said) in examine(environment).items():
-            print(f"   {item:60} {answer} {said}", flush=True)
+        for item, found in examine(environment).items():
+            print(f"   {item:60} {found.answer} {found.said}", flush=True)
     return 0
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mptcp
 from mptcp.core.multipath.events import EventKind
@@ -42,14 +42,15 @@ class Probe:
     section: str
     item: str
     trial: Trial
+    feature: str = ""  # what ``Stack.supports`` calls it; "" where it has no such name
 
 
 PROBES: list[Probe] = []
 
 
-def probe(section: str, item: str) -> Callable[[Trial], Trial]:
+def probe(section: str, item: str, feature: str = "") -> Callable[[Trial], Trial]:
     def add(trial: Trial) -> Trial:
-        PROBES.append(Probe(section, item, trial))
+        PROBES.append(Probe(section, item, trial, feature))
         return trial
 
     return add
@@ -94,7 +95,7 @@ def add(scene: Scene) -> Any:
     return sock
 
 
-@probe(BASIC, "TCP_MULTIPATH_REMOVE, during the connection")
+@probe(BASIC, "TCP_MULTIPATH_REMOVE, during the connection", "TCP_MULTIPATH_REMOVE")
 def remove(scene: Scene) -> Any:
     sock, _ = scene.two_subflows()
     sock.setsockopt(TCP, mptcp.TCP_MULTIPATH_REMOVE, structures.pack_addresses([Endpoint.parse(scene.local[1])]))
@@ -128,7 +129,7 @@ def names(scene: Scene) -> Any:
     return sock
 
 
-@probe(BASIC, "fate sharing with the first subflow")
+@probe(BASIC, "fate sharing with the first subflow", "fate_sharing")
 def fate(scene: Scene) -> Any:
     sock = scene.connect()
     sock.fate_sharing = True
@@ -155,7 +156,7 @@ def sub_tuple(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "MPTCP_OPEN_SUB_TUPLE")
+@probe(ENHANCED, "MPTCP_OPEN_SUB_TUPLE", "MPTCP_OPEN_SUB_TUPLE")
 def open_tuple(scene: Scene) -> Any:
     sock = scene.connect()
     wanted = mptcp.SubflowTuple(Endpoint.parse(scene.local[1]), Endpoint.parse(scene.remote[1], scene.port))
@@ -164,7 +165,7 @@ def open_tuple(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "open_subflow as a backup, by an interface")
+@probe(ENHANCED, "open_subflow as a backup, by an interface", "open_subflow")
 def open_backup(scene: Scene) -> Any:
     sock = scene.connect()
     names = {index: name for index, name in scene.stack.interfaces() if name != "lo"}  # type: ignore[attr-defined]
@@ -175,7 +176,7 @@ def open_backup(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "MPTCP_CLOSE_SUB_ID, with FIN")
+@probe(ENHANCED, "MPTCP_CLOSE_SUB_ID, with FIN", "MPTCP_CLOSE_SUB_ID")
 def close_fin(scene: Scene) -> Any:
     sock, number = scene.two_subflows()
     sock.setsockopt(TCP, mptcp.MPTCP_CLOSE_SUB_ID, structures.pack_close_sub_id(number))
@@ -183,7 +184,7 @@ def close_fin(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "MPTCP_CLOSE_SUB_ID, with RST")
+@probe(ENHANCED, "MPTCP_CLOSE_SUB_ID, with RST", "reset_subflow")
 def close_rst(scene: Scene) -> Any:
     sock, number = scene.two_subflows()
     sock.setsockopt(TCP, mptcp.MPTCP_CLOSE_SUB_ID, structures.pack_close_sub_id(number, mptcp.RST))
@@ -191,7 +192,7 @@ def close_rst(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "half close of one subflow (SHUT_WR)")
+@probe(ENHANCED, "half close of one subflow (SHUT_WR)", "half_close")
 def half_close(scene: Scene) -> Any:
     sock, number = scene.two_subflows()
     sock.close_subflow(number, how=std.SHUT_WR)
@@ -199,7 +200,7 @@ def half_close(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "set_backup (MP_PRIO)")
+@probe(ENHANCED, "set_backup (MP_PRIO)", "set_backup")
 def set_backup(scene: Scene) -> Any:
     sock, number = scene.two_subflows()
     sock.set_backup(number, True)
@@ -217,7 +218,7 @@ def sub_info(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "MPTCP_SUB_SETSOCKOPT: IP_TOS")
+@probe(ENHANCED, "MPTCP_SUB_SETSOCKOPT: IP_TOS", "set_subflow_option")
 def sub_tos(scene: Scene) -> Any:
     sock = scene.connect()
     sock.set_subflow_option(1, std.IPPROTO_IP, std.IP_TOS, 0x28)
@@ -225,7 +226,7 @@ def sub_tos(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "MPTCP_SUB_SETSOCKOPT: TCP_CONGESTION")
+@probe(ENHANCED, "MPTCP_SUB_SETSOCKOPT: TCP_CONGESTION", "MPTCP_SUB_SETSOCKOPT")
 def sub_congestion(scene: Scene) -> Any:
     sock = scene.connect()
     sock.set_subflow_option(1, TCP, std.TCP_CONGESTION, b"reno")
@@ -277,7 +278,7 @@ def event_reason(scene: Scene) -> Any:
     return sock
 
 
-@probe(EVENTS, "address announced by the peer")
+@probe(EVENTS, "address announced by the peer", "events")
 def event_announced(scene: Scene) -> Any:
     sock = scene.connect()
     stream = sock.events()
@@ -320,14 +321,14 @@ def event_ancillary(scene: Scene) -> Any:
 ADVANCED = "Advanced API (RFC 6897 Appendix A)"
 
 
-@probe(ADVANCED, "usage and statistics of each subflow (REQ6)")
+@probe(ADVANCED, "usage and statistics of each subflow (REQ6)", "usage")
 def usage(scene: Scene) -> Any:
     sock = scene.connect()
     expect(sum(use.bytes_sent for use in sock.usage()) > 0)
     return sock
 
 
-@probe(ADVANCED, "a wanted number of subflows (REQ7)")
+@probe(ADVANCED, "a wanted number of subflows (REQ7)", "wanted_subflows")
 def wanted(scene: Scene) -> Any:
     sock = scene.connect()
     sock.wanted_subflows = 2
@@ -353,7 +354,7 @@ def expected(scene: Scene) -> Any:
     return sock
 
 
-@probe(ADVANCED, "a path manager in Python (REQ10)")
+@probe(ADVANCED, "a path manager in Python (REQ10)", "set_path_manager")
 def path_manager(scene: Scene) -> Any:
     sock = scene.connect()
     sock.set_path_manager("fullmesh")
@@ -361,7 +362,7 @@ def path_manager(scene: Scene) -> Any:
     return sock
 
 
-@probe(ADVANCED, "a scheduler a connection (REQ11)")
+@probe(ADVANCED, "a scheduler a connection (REQ11)", "set_scheduler")
 def scheduler(scene: Scene) -> Any:
     sock = scene.connect()
     sock.set_scheduler("round-robin")
@@ -369,7 +370,7 @@ def scheduler(scene: Scene) -> Any:
     return sock
 
 
-@probe(ADVANCED, "weights of subflows (REQ11)")
+@probe(ADVANCED, "weights of subflows (REQ11)", "set_weight")
 def weights(scene: Scene) -> Any:
     sock = scene.connect()
     sock.set_scheduler("weighted")
@@ -378,7 +379,7 @@ def weights(scene: Scene) -> Any:
     return sock
 
 
-@probe(ADVANCED, "redundancy (REQ12)")
+@probe(ADVANCED, "redundancy (REQ12)", "redundancy")
 def redundancy(scene: Scene) -> Any:
     sock = scene.connect()
     sock.redundancy = "all"
@@ -398,7 +399,7 @@ def _profile(name: str) -> Trial:
 
 
 for _name in PROFILES:
-    probe(ADVANCED, f"profile {_name} (REQ8)")(_profile(_name))
+    probe(ADVANCED, f"profile {_name} (REQ8)", f"profile:{_name}")(_profile(_name))
 
 
 # --- SCTP -------------------------------------------------------------------------------------------------------------------
@@ -514,16 +515,33 @@ def user_timeout(scene: Scene) -> Any:
     return sock
 
 
-def run(scene: Scene, chosen: Probe) -> tuple[str, str]:
-    """("yes", ""), (the name of the errno, the sentence), or ("NO EFFECT", what did not come about)."""
+class Finding(NamedTuple):
+    """``answer``: "yes", the name of an errno, or "no" where the call was taken and nothing came of it; ``said``: why.
+    ``supported``: what ``Stack.supports`` says; None where it has no name for it."""
+
+    answer: str
+    said: str = ""
+    supported: bool | None = None
+
+
+def run(scene: Scene, chosen: Probe) -> Finding:
+    supported = bool(scene.stack.supports(chosen.feature)) if chosen.feature else None
     sock = None
     try:
         sock = chosen.trial(scene)
     except NoEffect as error:
-        return "NO EFFECT", str(error)
+        return Finding("no", str(error), supported)
     except OSError as error:
-        return errno.errorcode.get(error.errno or 0, "OSError"), (error.strerror or str(error)).strip()
+        number = error.errno or 0
+        # Of the two names for one number, the one that the drafts use.
+        name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, type(error).__name__)
+        return Finding(name, (error.strerror or str(error)).strip(), supported)
     finally:
         if sock is not None:
             linger_reset(sock)
-    return "yes", ""
+    return Finding("yes", "", supported)
+
+
+def run_all(scene: Scene) -> dict[str, Finding]:
+    """Every probe, each on a connection of its own."""
+    return {chosen.item: run(scene, chosen) for chosen in PROBES}

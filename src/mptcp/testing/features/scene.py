@@ -15,7 +15,7 @@ from mptcp.sockets.options import IPPROTO_MPTCP
 
 #: What the server is told to do, and answers with the same octet.
 ECHO, ANNOUNCE, PRIORITY, CLOSE, WITHDRAW = b"e", b"a", b"p", b"c", b"w"
-WAIT_S = 5.0
+WAIT_S = 4.0
 
 
 class NoEffect(Exception):

@@ -7,7 +7,7 @@ import sys
 
 from mptcp.kernel.broker import privileges
 from mptcp.sockets.kernel import KernelStack
-from mptcp.testing.features.probes import PROBES, run
+from mptcp.testing.features.probes import run_all
 from mptcp.testing.features.scene import Scene
 
 
@@ -16,7 +16,7 @@ def main() -> int:
     privileges.drop(keep=told["capabilities"])
     with KernelStack() as stack:
         scene = Scene(stack, tuple(told["local"]), tuple(told["remote"]), told["port"], told["managed"])
-        results = {probe.item: run(scene, probe) for probe in PROBES}
+        results = run_all(scene)
     json.dump(results, sys.stdout)
     return 0
 
