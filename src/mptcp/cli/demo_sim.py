@@ -71,9 +71,9 @@ class Scene:
             far = server.add_interface(f"10.77.{number}.2")
             self.paths.append(self.world.join(near, far, conditions))
         remote = Endpoint.parse("10.77.1.2", PORT)
-        listener = server.stack.listen(remote, self.world.now)  # type: ignore[attr-defined]
+        listener = server.listen(remote)
         server.attach(listener, Acceptor(server, listener, lambda host, connection: BulkSender(host, connection, size)))
-        connection = client.stack.connect(remote, self.world.now)  # type: ignore[attr-defined]
+        connection = client.connect(remote)
         self.receiver = HashingReceiver(client, connection)
         client.attach(connection, self.receiver)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mptcp.core.units import KIB
 from mptcp.errors import ConfigurationError
@@ -47,5 +48,5 @@ class Conditions:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigurationError(f"{name} must be a probability between 0 and 1")
 
-    def changed(self, **changes: object) -> Conditions:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def changed(self, **changes: Any) -> Conditions:
+        return replace(self, **changes)

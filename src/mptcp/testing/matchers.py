@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from mptcp.core.wire.mptcp_options import MptcpOption
 from mptcp.core.wire.segment import ACK, AE, CWR, ECE, FIN, PSH, RST, SYN, URG, Segment
@@ -213,29 +214,29 @@ def has_mptcp(wanted: MptcpOption | type) -> Matcher:
     return Satisfies(repr(wanted), lambda s: wanted in s.options.mptcp)
 
 
-def is_syn(**fields: object) -> Matcher:
-    return is_tcp(flags=SYN, **fields)  # type: ignore[arg-type]
+def is_syn(**fields: Any) -> Matcher:
+    return is_tcp(flags=SYN, **fields)
 
 
-def is_syn_ack(**fields: object) -> Matcher:
-    return is_tcp(flags=SYN | ACK, **fields)  # type: ignore[arg-type]
+def is_syn_ack(**fields: Any) -> Matcher:
+    return is_tcp(flags=SYN | ACK, **fields)
 
 
-def is_ack(**fields: object) -> Matcher:
+def is_ack(**fields: Any) -> Matcher:
     """A pure acknowledgement: no payload, no other flag."""
-    return is_tcp(flags=ACK, length=0, **fields)  # type: ignore[arg-type]
+    return is_tcp(flags=ACK, length=0, **fields)
 
 
-def is_data(**fields: object) -> Matcher:
-    return Satisfies("with data", lambda s: s.length > 0) & is_tcp(**fields)  # type: ignore[arg-type]
+def is_data(**fields: Any) -> Matcher:
+    return Satisfies("with data", lambda s: s.length > 0) & is_tcp(**fields)
 
 
-def is_fin(**fields: object) -> Matcher:
-    return is_tcp(flags=FIN | ACK, **fields)  # type: ignore[arg-type]
+def is_fin(**fields: Any) -> Matcher:
+    return is_tcp(flags=FIN | ACK, **fields)
 
 
-def is_rst(**fields: object) -> Matcher:
-    return Satisfies("RST", lambda s: bool(s.flags & RST)) & is_tcp(**fields)  # type: ignore[arg-type]
+def is_rst(**fields: Any) -> Matcher:
+    return Satisfies("RST", lambda s: bool(s.flags & RST)) & is_tcp(**fields)
 
 
 def expect(segments: Sequence[Segment], *matchers: Matcher) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mptcp.core.host import Host
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.core.multipath.connection import Connection
 from mptcp.core.units import MILLISECOND, SECOND
@@ -144,8 +145,8 @@ class Pair:
         """Both sides close; runs until neither host keeps a connection (TIME-WAIT included) or time is up."""
         self.client.close(self.now)
         self.server.close(self.now)
-        hosts = (self.client_host.stack, self.server_host.stack)
-        self.run(while_=lambda: any(host.connections for host in hosts), for_us=limit_us)  # type: ignore[attr-defined]
+        stacks = (self.client_host.stack, self.server_host.stack)
+        self.run(while_=lambda: any(isinstance(stack, Host) and stack.connections for stack in stacks), for_us=limit_us)
 
     def _ends(self, from_client: bool) -> tuple[tuple[SimHost, Connection], tuple[SimHost, Connection]]:
         client, server = (self.client_host, self.client), (self.server_host, self.server)

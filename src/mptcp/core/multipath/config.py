@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mptcp.core.multipath.special_addresses import Network
 from mptcp.core.path_managers.base import PathManager
@@ -42,8 +43,8 @@ class ConnectionConfig:
     fate_sharing: bool = False  # RFC 6897 §4.2.2: the connection ends with its first subflow
     disabled_reason: str = ""  # why ``multipath`` is off; what ``fallback_reason`` then says
 
-    def changed(self, **changes: object) -> ConnectionConfig:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def changed(self, **changes: Any) -> ConnectionConfig:
+        return replace(self, **changes)
 
 
 DEFAULT_CONFIG = ConnectionConfig()

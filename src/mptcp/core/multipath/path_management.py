@@ -162,7 +162,8 @@ class PathManagement:
                 continue
             announcement.deadline = now + (self._connection.config.announce_retry_us << announcement.tries)
             self._signal(announcement.option)
-        for removal in list(self._removals or ()):
+        removals = self._removals or []
+        for removal in list(removals):
             if removal.deadline > now:
                 continue
             subflow = removal.subflow
@@ -170,7 +171,7 @@ class PathManagement:
             if heard and removal.probes < REMOVAL_PROBES and not subflow.tcp.is_over:
                 removal.probe(now)
                 continue
-            self._removals.remove(removal)  # type: ignore[union-attr]
+            removals.remove(removal)
             if not heard:
                 # RFC 8684 §3.4.2: "(if no keepalive response was received) ... SHOULD trigger the sending of RSTs"
                 subflow.close_reason = "address-removed"

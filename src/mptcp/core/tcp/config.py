@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mptcp.core.congestion.base import CongestionFactory
 from mptcp.core.units import KIB, MIB, MILLISECOND, NEVER, SECOND
@@ -44,8 +45,8 @@ class TcpConfig:
     traffic_class: int = 0
     extra: dict[str, object] = field(default_factory=dict)
 
-    def changed(self, **changes: object) -> TcpConfig:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def changed(self, **changes: Any) -> TcpConfig:
+        return replace(self, **changes)
 
 
 DEFAULT_TCP_CONFIG = TcpConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from operator import attrgetter, itemgetter
 
@@ -19,7 +20,7 @@ _start_of = attrgetter("start")
 _sent_of = itemgetter(0)
 
 
-def cut(payloads: list[Payload] | tuple[Payload, ...], count: int) -> tuple[list[Payload], list[Payload]]:
+def cut(payloads: Sequence[Payload], count: int) -> tuple[list[Payload], list[Payload]]:
     """Splits a sequence of views after ``count`` octets, without copying."""
     left: list[Payload] = []
     for index, view in enumerate(payloads):
@@ -127,7 +128,7 @@ class RetransmitQueue:
         length = at - record.start
         assert 0 < length <= record.length
         assert at < record.end
-        left, rest = cut(record.payloads, length)  # type: ignore[arg-type]
+        left, rest = cut(record.payloads, length)
         right = Record(at, rest, record.length - length, record.mapping, record.fin)
         record.end = at
         record.payloads = left
@@ -195,7 +196,7 @@ class RetransmitQueue:
         part.sacked = record.sacked
         part.lost = record.lost
         if size <= record.length:
-            record.payloads = cut(record.payloads, size)[1]  # type: ignore[arg-type]
+            record.payloads = cut(record.payloads, size)[1]
             record.length -= size
         record.start = ack
         if record.sacked:

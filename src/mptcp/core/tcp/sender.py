@@ -395,7 +395,7 @@ class Sender(LossRecovery):
 
     def _cut_queued(self, record: Record, size: int) -> Record:
         """Takes the first ``size`` octets off the first queued record."""
-        left, rest = cut(record.payloads, size)  # type: ignore[arg-type]
+        left, rest = cut(record.payloads, size)
         part = Record(record.start, left, size, record.mapping)
         record.payloads = rest
         record.start += size
