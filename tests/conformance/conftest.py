@@ -1,15 +1,22 @@
 """One suite for every stack: what the application interface says must be so whatever carries the octets.
 
-A ``World`` is a client with three local addresses and a server with two, on two paths, in one family. Today there is the
-user-space stack over loopback links; another stack is another subclass here, and another name in ``WORLDS``.
+A ``World`` is a client with three local addresses and a server with two, on two paths, in one family: the user-space
+stack over loopback links, and the kernel's in two network namespaces. Where the kernel's stack differs, a test says so:
+
+    @pytest.mark.kernel_differs("Linux closes a subflow for both directions only", errno=errno.EOPNOTSUPP)
+
+With ``errno`` (and ``family``) the test must end there with that error; without, it has a branch for it. Tests of what the world of one
+stack alone can show are marked ``only_on``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket as std
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +26,16 @@ import pytest
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.packet import Packet
 from mptcp.core.path_managers.base import PathManager
+from mptcp.core.path_managers.fullmesh import FullMesh
 from mptcp.core.wire import ip
 from mptcp.core.wire import tcp as tcp_wire
 from mptcp.core.wire.segment import Segment
 from mptcp.links.base import Link, ReceivedPacket
 from mptcp.links.loopback import LoopbackLink
+from mptcp.sockets.kernel import KernelStack
 from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.user import UserStack
+from mptcp.testing import netns
 
 PORT = 8080
 
@@ -83,20 +93,31 @@ class RecordingLink(Link):
         self.inner.close()
 
     def _keep(self, octets: bytes, outgoing: bool) -> None:
-        header = ip.parse(memoryview(octets))
-        assert header is not None
-        start = header.transport_offset
-        segment = tcp_wire.parse(memoryview(octets), start, header.end)
-        assert segment is not None
-        ports = [int.from_bytes(octets[start + i : start + i + 2], "big") for i in (0, 2)]
-        family = std.AF_INET if header.version == 4 else std.AF_INET6
-        ends = [std.inet_ntop(family, end) for end in (header.source, header.final_destination)]
-        self.seen.append(Seen(outgoing, self.number, *ends, header, *ports, segment, octets))
+        seen = look(octets, outgoing, self.number)
+        assert seen is not None
+        self.seen.append(seen)
+
+
+def look(octets: bytes, outgoing: bool, link: int) -> Seen | None:
+    """An IP packet with a TCP segment; None for any other."""
+    header = ip.parse(memoryview(octets))
+    if header is None or header.protocol != std.IPPROTO_TCP:
+        return None
+    start = header.transport_offset
+    segment = tcp_wire.parse(memoryview(octets), start, header.end)
+    if segment is None:
+        return None
+    ports = [int.from_bytes(octets[start + i : start + i + 2], "big") for i in (0, 2)]
+    family = std.AF_INET if header.version == 4 else std.AF_INET6
+    ends = [std.inet_ntop(family, end) for end in (header.source, header.final_destination)]
+    return Seen(outgoing, link, *ends, header, *ports, segment, octets)
 
 
 class World(ABC):
     """``client_addresses[i]`` is on path ``i % 2``; the third, beside the first, is the one nobody expects."""
 
+    #: Of the stack.
+    name = ""
     #: What is on the wire, in order; None where this stack's world cannot look at it.
     wire: list[Seen] | None = None
 
@@ -131,8 +152,27 @@ class World(ABC):
         """The client's interface on that path."""
 
     @abstractmethod
+    def if_index(self, path: int) -> int:
+        """``if_idx`` of that interface."""
+
+    @abstractmethod
+    def answer_over(self, address: str, path: int) -> None:
+        """Packets to one of the client's addresses come over that path from now on, where routes decide it."""
+
+    @abstractmethod
+    def make_room_for_options(self) -> None:
+        """Linux sends no ADD_ADDR of an IPv6 address with a port beside TCP timestamps: there is no room."""
+
+    @abstractmethod
     def client_stack_is(self, **settings: Any) -> None:
         """Other settings of the client's side (path manager, policy, hidden addresses); before the first socket."""
+
+    @abstractmethod
+    def add_address(self, address: str, path: int) -> None:
+        """The client has one more, on that path."""
+
+    @abstractmethod
+    def remove_address(self, address: str, path: int) -> None: ...
 
     def keep(self, sock: Any) -> Any:
         self.sockets.append(sock)
@@ -187,8 +227,17 @@ class World(ABC):
         """So many octets both ways, exact."""
         for source, destination in ((client, accepted), (accepted, client)):
             data = bytes(i * 7 & 0xFF for i in range(size))
-            source.sendall(data)
-            assert destination.recv(size, std.MSG_WAITALL) == data
+            sender = threading.Thread(target=source.sendall, args=(data,))
+            sender.start()
+            assert self.read(destination, size) == data
+            sender.join()
+
+    def read(self, sock: Any, size: int) -> bytes:
+        """So many octets, or those before the end."""
+        data = bytearray()
+        while len(data) < size and (more := sock.recv(size - len(data))):
+            data += more
+        return bytes(data)
 
     def packets(self, kind: type | None = None, *, outgoing: bool = True) -> list[Seen]:
         """Those on the wire so far with an MPTCP option of ``kind``; skips where nobody can look."""
@@ -204,6 +253,7 @@ class World(ABC):
 class UserWorld(World):
     """Two user-space stacks, joined by two loopback links."""
 
+    name = "user"
     #: What a test may derive a link from that does something to packets.
     link_base = RecordingLink
 
@@ -265,23 +315,237 @@ class UserWorld(World):
     def link_name(self, path: int) -> str:
         return self.stacks[0].interfaces()[path][1]
 
+    def if_index(self, path: int) -> int:
+        return path + 1
 
-WORLDS: dict[str, Callable[[int, ExitStack], World]] = {"user": UserWorld}
+    def answer_over(self, address: str, path: int) -> None:
+        """As the client's packets came."""
+
+    def make_room_for_options(self) -> None:
+        """This stack leaves timestamps out where there is none."""
+
+    def add_address(self, address: str, path: int) -> None:
+        self.stacks[0].add_address(address, self.link_name(path))
+
+    def remove_address(self, address: str, path: int) -> None:
+        self.stacks[0].remove_address(address)
+
+
+class Tap:
+    """Every packet of a namespace's links, by AF_PACKET."""
+
+    def __init__(self, namespace: netns.Namespace, links: Sequence[str]) -> None:
+        with namespace.entered():
+            self._socket = std.socket(std.AF_PACKET, std.SOCK_DGRAM, std.htons(0x0003))
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(std.SOL_SOCKET, 33, 1 << 27)  # SO_RCVBUFFORCE: nothing is read while data moves
+        self._socket.setblocking(False)
+        self._links = {name: number for number, name in enumerate(links)}
+        self.seen: list[Seen] = []
+
+    def read(self) -> list[Seen]:
+        """All there was so far."""
+        while True:
+            try:
+                octets, (link, _, kind, *_) = self._socket.recvfrom(1 << 17)
+            except BlockingIOError:
+                return self.seen
+            if link in self._links:
+                seen = look(octets, kind == std.PACKET_OUTGOING, self._links[link])
+                if seen is not None:
+                    self.seen.append(seen)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class KernelWorld(World):
+    """Two network namespaces with two links between them, under the user-space path manager."""
+
+    name = "kernel"
+
+    def __init__(self, family: int, exits: ExitStack) -> None:
+        super().__init__(family)
+        if reason := netns.needs_kernel_mptcp():
+            pytest.skip(reason)
+        self.exits = exits
+        self.near = exits.enter_context(netns.Namespace("client"))
+        self.far = exits.enter_context(netns.Namespace("server"))
+        self._lay_links()
+        self._tap = Tap(self.near, ("c0", "c1"))
+        exits.callback(self._tap.close)
+        self._settings: dict[str, Any] = {}
+        self._stacks: tuple[KernelStack, KernelStack] | None = None
+
+    @property
+    def wire(self) -> list[Seen]:  # type: ignore[override]
+        return self._tap.read()
+
+    def _lay_links(self) -> None:
+        for namespace in (self.near, self.far):
+            for name, value in (
+                ("net.ipv4.conf.all.rp_filter", 0),
+                ("net.ipv4.conf.default.rp_filter", 0),
+                ("net.ipv6.conf.all.accept_dad", 0),
+                ("net.ipv6.conf.default.accept_dad", 0),
+                ("net.ipv6.conf.default.router_solicitations", 0),
+                ("net.ipv4.tcp_congestion_control", "reno"),
+                ("net.mptcp.pm_type", 1),
+            ):
+                with contextlib.suppress(OSError):
+                    namespace.sysctl(name, value)
+        far = self.far.fileno()
+        one, two, three = self.client_addresses
+        size, other = (24, 64) if self.family == 4 else (64, 24)
+        client = ["link set lo up"]
+        server = ["link set lo up"]
+        client += [
+            f"link add c{i} index {100 + i} type veth peer name s{i} index {200 + i} netns /proc/self/fd/{far}"
+            for i in range(2)
+        ]
+        if self.family == 6:
+            client.append(f"addr add {three}/{size} dev c0 nodad")  # the last one is the first choice
+        for i, (ours, theirs) in enumerate(((one, self.server_addresses[0]), (two, self.server_addresses[1]))):
+            client.append(f"addr add {ours}/{size} dev c{i}" + " nodad" * (self.family == 6))
+            server.append(f"addr add {theirs}/{size} dev s{i}" + " nodad" * (self.family == 6))
+        if self.family == 4:
+            client.append(f"addr add {three}/{size} dev c0")
+        for lines, address, name in (
+            (client, self.other_family_client, "c0"), (server, self.other_family_server, "s0"),
+        ):  # fmt: skip
+            lines.append(f"addr add {address}/{other} dev {name}" + " nodad" * (self.family == 4))
+        for i in range(2):
+            client.append(f"link set c{i} up")
+            server.append(f"link set s{i} up")
+        self.near.ip(*client, extra=(far,))
+        self.far.ip(*server)
+        # Any of the client's addresses may reach any of the server's, by its own link.
+        rules = []
+        for i, ours in enumerate((one, two, three)):
+            rules.append(f"rule add from {ours} table {i + 1}")
+            link = f"c{i % 2}"
+            rules.append(f"route add default via {self.server_addresses[i % 2]} dev {link} table {i + 1} onlink")
+        back = [f"route add {ours} dev s{i % 2} metric 1" for i, ours in enumerate((one, two, three))]
+        self.near.ip(*rules, family=self.family)
+        self.far.ip(*back, family=self.family)
+
+    def client_stack_is(self, **settings: Any) -> None:
+        self._settings = settings
+
+    def refuse_multipath(self) -> None:
+        self.far.sysctl("net.mptcp.enabled", 0)
+
+    @property
+    def stacks(self) -> tuple[KernelStack, KernelStack]:
+        if self._stacks is None:
+            # Where none is named, the user-space stack has a full mesh, and the kernel's leaves paths to the namespace.
+            settings = {"config": ConnectionConfig(path_manager=NoPaths), **self._settings}
+            settings["config"] = settings["config"].changed(path_manager=settings["config"].path_manager or FullMesh)
+            server = ConnectionConfig(path_manager=settings.pop("server_path_manager", NoPaths) or FullMesh)
+            self._stacks = (
+                self.exits.enter_context(KernelStack(namespace=self.near.fileno(), **settings)),
+                self.exits.enter_context(KernelStack(namespace=self.far.fileno(), config=server)),
+            )
+        return self._stacks
+
+    def client(self, proto: int = IPPROTO_MPTCP) -> Any:
+        return self.keep(self.stacks[0].socket(self.kind, proto=proto))
+
+    def server(self, proto: int = IPPROTO_MPTCP) -> Any:
+        sock = self.keep(self.stacks[1].socket(self.kind, proto=proto))
+        sock.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, 1)
+        return sock
+
+    def link_name(self, path: int) -> str:
+        return f"c{path}"
+
+    def if_index(self, path: int) -> int:
+        return 100 + path
+
+    def answer_over(self, address: str, path: int) -> None:
+        self.far.ip(f"route replace {address} dev s{path} metric 1", family=self.family)
+        if self.family == 6:
+            words = self.near.run("ip", "-o", "link", "show", f"c{path}").split()
+            self.far.ip(f"neigh replace {address} lladdr {words[words.index('link/ether') + 1]} dev s{path}")
+
+    def make_room_for_options(self) -> None:
+        for namespace in (self.near, self.far):
+            namespace.sysctl("net.ipv4.tcp_timestamps", 0)
+
+    def add_address(self, address: str, path: int) -> None:
+        size = "/24" if ":" not in address else "/64"
+        self.near.ip(f"addr add {address}{size} dev c{path}" + " nodad" * (":" in address))
+
+    def remove_address(self, address: str, path: int) -> None:
+        size = "/24" if ":" not in address else "/64"
+        self.near.ip(f"addr del {address}{size} dev c{path}")
+
+
+WORLDS: dict[str, Callable[[int, ExitStack], World]] = {"user": UserWorld, "kernel": KernelWorld}
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Network namespaces can be made; where only a user namespace may, this process moves into one for good."""
+    reason = netns.needs_namespaces()
+    if reason and not netns.become_namespace_root():
+        pytest.skip(reason)
+
+
+def _make(name: str, family: int, request: pytest.FixtureRequest) -> Iterator[World]:
+    if name == "kernel":
+        request.getfixturevalue("namespaces")
+    with ExitStack() as exits:
+        made = WORLDS[name](family, exits)
+        exits.callback(made.close)
+        yield made
 
 
 @pytest.fixture(params=[f"{name}-v{family}" for name in WORLDS for family in (4, 6)])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     name, _, family = request.param.rpartition("-v")
-    with ExitStack() as exits:
-        made = WORLDS[name](int(family), exits)
-        exits.callback(made.close)
-        yield made
+    yield from _make(name, int(family), request)
 
 
 @pytest.fixture(params=list(WORLDS))
 def world6(request: pytest.FixtureRequest) -> Iterator[World]:
     """For what IPv6 alone has."""
-    with ExitStack() as exits:
-        made = WORLDS[request.param](6, exits)
-        exits.callback(made.close)
-        yield made
+    yield from _make(request.param, 6, request)
+
+
+def _world_of(item: pytest.Item) -> str:
+    for name in ("world", "world6"):
+        param = getattr(item, "callspec", None) and item.callspec.params.get(name)  # type: ignore[attr-defined]
+        if param:
+            return str(param).partition("-")[0]
+    return ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    elsewhere = [
+        item
+        for item in items
+        if (mark := item.get_closest_marker("only_on")) is not None and _world_of(item) not in ("", mark.args[0])
+    ]
+    if elsewhere:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    mark = pyfuncitem.get_closest_marker("kernel_differs")
+    number = None
+    if mark is not None and _world_of(pyfuncitem) == "kernel":
+        family = mark.kwargs.get("family")
+        if family is None or pyfuncitem.callspec.params.get("world", "").endswith(str(family)):
+            number = mark.kwargs.get("errno")
+    try:
+        result = yield
+    except OSError as error:
+        if number is not None and error.errno == number and len(str(error)) > 8:
+            return True
+        raise
+    if number is not None:
+        pytest.fail("the kernel's stack was documented to fail here, and does not")
+    return result

@@ -136,6 +136,14 @@ class ManagedConnection(Subscriber):
                 self._ask(lambda manager, facts: manager.on_remote_address(facts, remote))
             self._plan()
 
+    def note_local(self, addresses: Iterable[bytes], available: bool) -> None:
+        """The program allows these addresses of the host to the connection, or takes them away (and leaves them itself)."""
+        with self._lock:
+            self._synchronise()  # what has just been closed there is no path any more
+            for address in addresses:
+                self._ask(lambda manager, facts, a=address: manager.on_local_address(facts, a, available))  # type: ignore[misc]
+            self._plan()
+
     def work(self) -> None:
         with self._lock:
             while self.inbox:

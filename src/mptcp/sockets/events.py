@@ -102,6 +102,12 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
         with self._socket.event_lock:
             return sum(connection.missed_events for connection in self._connections)
 
+    @property
+    def waiting(self) -> int:
+        """How many events could be read now."""
+        with self._socket.event_lock:
+            return sum(connection.waiting_events for connection in self._connections)
+
     def __iter__(self) -> EventStream:
         return self
 

@@ -7,7 +7,6 @@ import os
 import socket as std
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.errors import ConfigurationError, NotSupportedError, PathError
@@ -16,8 +15,10 @@ from mptcp.kernel import features
 from mptcp.kernel.addresses import local_addresses
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.control import OPERATIONS, Control, find_control
+from mptcp.kernel.managing import ManagedConnection, Managing
 from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
+from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.sockets.address import os_error
 from mptcp.sockets.base import Stack
 from mptcp.sockets.kernel_socket import KernelSocket
@@ -32,8 +33,7 @@ from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.policy import Policy
 from mptcp.sockets.profiles import PROFILES
 
-if TYPE_CHECKING:
-    from mptcp.kernel.segment_routing import SegmentRoutes
+DEFAULT_FAILURE_POLICY = FailurePolicy()
 
 #: What Linux has for no connection, and what would.
 _USER_STACK = "use the user-space stack (UserStack)"
@@ -75,7 +75,8 @@ class KernelStack(Stack):
     ``namespace``: a network namespace (a name, a path, a descriptor) for its sockets; None: the process's. ``config``: what
     connections start with, as far as Linux has it. ``hidden``: addresses that are neither announced nor used unless a
     program names them. ``legacy_policy``, ``policy``: as of ``UserStack``. ``control``: who does what needs a privilege;
-    None: this process with CAP_NET_ADMIN, else the broker.
+    None: this process with CAP_NET_ADMIN, else the broker. ``failure_policy``: what is done about dead subflows of
+    connections that have one of this package's path managers (``config``, ``set_path_manager``, a profile); None: nothing.
     """
 
     name = "kernel"
@@ -90,6 +91,7 @@ class KernelStack(Stack):
         legacy_policy: LegacyPolicy | None = None,
         policy: Policy | None = None,
         control: Control | None = None,
+        failure_policy: FailurePolicy | None = DEFAULT_FAILURE_POLICY,
     ) -> None:
         _check_config(config)
         self.namespace = NetNamespace(namespace)
@@ -97,11 +99,14 @@ class KernelStack(Stack):
         self.hidden = frozenset(_parse(text).address for text in hidden)
         self.policy = policy if policy is not None else Policy.from_environment()
         self.legacy_policy = legacy_policy or self.policy.legacy
+        if self.legacy_policy.fate_sharing:
+            raise NotSupportedError(f"fate_sharing: {_MISSING['fate_sharing'].reason}")
         self._legacy_given = legacy_policy
         self._lock = threading.Lock()
         self._control = control
         self._monitor: Monitor | None = None
-        self._segment_routes: SegmentRoutes | None = None
+        self.failure_policy = failure_policy
+        self._managing: Managing | None = None
         self._hears_events: bool | None = None  # None: nobody has needed to know
         self._closed = False
 
@@ -134,6 +139,8 @@ class KernelStack(Stack):
     def control(self) -> Control:
         with self._lock:
             if self._control is None:
+                if self._closed:
+                    raise os_error(errno.ENETDOWN)
                 self._control = find_control(self.namespace)
             return self._control
 
@@ -146,6 +153,22 @@ class KernelStack(Stack):
                     raise os_error(errno.ENETDOWN)
                 self._monitor = Monitor(self.namespace, control)
             return self._monitor
+
+    def start_managing(self, managed: ManagedConnection, token: int) -> None:
+        """From now on it has its turns."""
+        monitor = self.monitor
+        with self._lock:
+            if self._managing is None:
+                self._managing = Managing(monitor)
+            managing = self._managing
+        managing.add(managed, token)
+
+    def stop_managing(self, managed: ManagedConnection, token: int) -> None:
+        """Before its socket is closed."""
+        with self._lock:
+            managing = self._managing
+        if managing is not None:
+            managing.remove(managed, token)
 
     def supports(self, feature: str) -> Support:
         """Of a method or an option of its sockets, of "events", "profile:NAME", "half_close", "redundancy", ...
@@ -211,16 +234,6 @@ class KernelStack(Stack):
         """What reads and steers the connection with that descriptor."""
         return KernelConnection(fd, self.namespace, self.control, self.monitor, accepted=accepted, lock=lock)
 
-    @property
-    def segment_routes(self) -> SegmentRoutes:
-        """What puts Segment Routing Headers into packets of subflows."""
-        with self._lock:
-            if self._segment_routes is None:
-                from mptcp.kernel.segment_routing import SegmentRoutes
-
-                self._segment_routes = SegmentRoutes(self.namespace)
-            return self._segment_routes
-
     # --- interfaces and addresses ------------------------------------------------------------------------------------
     def interfaces(self) -> list[tuple[int, str]]:
         """(``if_idx``, name) of every interface, as ``socket.if_nameindex`` gives them."""
@@ -254,13 +267,10 @@ class KernelStack(Stack):
             self._closed = True
             monitor, self._monitor = self._monitor, None
             control, self._control = self._control, None
-            routes, self._segment_routes = self._segment_routes, None
         if monitor is not None:
             monitor.close()
         if control is not None:
             control.close()
-        if routes is not None:
-            routes.close()
         self.namespace.close()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket as std
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.errors import NotSupportedError, PathError
@@ -19,6 +21,8 @@ from mptcp.sockets.privileges import check_port
 #: Addresses of the peer that a connection remembers: told to it, announced, used.
 MAX_REMOTE_ADDRESSES = 64
 
+_WORKING = (SubflowState.ACTIVE, SubflowState.STALE)
+
 
 class KernelAddresses(BasicInterface, KernelSubflows):
     """The kernel itself restricts a connection to no address; what is opened and announced here keeps to what was said."""
@@ -26,8 +30,11 @@ class KernelAddresses(BasicInterface, KernelSubflows):
     __slots__ = ()
 
     # In the slots of the socket:
+    _accepted: bool
     _bound: Endpoint | None
     _config: ConnectionConfig
+    _allowed: tuple[bytes, ...] | None  # local addresses of a connection that is restricted to some
+    _leaving: list[bytes]  # addresses that are left when there is an alternative
     _remotes: tuple[Endpoint, ...]
 
     @property
@@ -68,7 +75,9 @@ class KernelAddresses(BasicInterface, KernelSubflows):
             port = connection.initial_remote.port if connection is not None else 0
             known = dict.fromkeys((*self._remotes, *(Endpoint(e.address, e.port or port) for e in remotes)))
             self._remotes = tuple(known)[:MAX_REMOTE_ADDRESSES]
-            self._tell_manager()
+            if self._managed is not None:
+                for remote in self._remotes:
+                    self._managed.note_remote(remote)
 
     @property
     def fate_sharing(self) -> bool:
@@ -81,8 +90,8 @@ class KernelAddresses(BasicInterface, KernelSubflows):
             raise NotSupportedError("Linux keeps a connection whose first subflow has ended: use the user-space stack")
 
     @abstractmethod
-    def _tell_manager(self) -> None:
-        """What the connection may use has changed."""
+    def _tell_manager(self, addresses: Iterable[bytes], available: bool) -> None:
+        """The connection may use these from now on, or no more."""
 
     @abstractmethod
     def _keep_option(self, level: int, optname: int, value: int | bytes) -> None:
@@ -122,20 +131,19 @@ class KernelAddresses(BasicInterface, KernelSubflows):
 
     def _pairs(self) -> list[tuple[Endpoint, Endpoint]]:
         self._check_established()
-        return [(s.local, s.remote) for s in self.subflows() if s.state in (SubflowState.ACTIVE, SubflowState.STALE)]
+        return [(s.local, s.remote) for s in self.subflows() if s.state in _WORKING]
 
     def _initial_local(self) -> Endpoint:
         return self._the_connection().initial_local
 
     def _usable_addresses(self) -> list[bytes]:
-        config = self._effective_config()
-        named = config.local_addresses
+        named = self._allowed
+        if named is None and (config := self._effective_config()).local_addresses is not None:
+            named = tuple(e.address for e in config.local_addresses)
+        present = self._stack.local_addresses(hidden=named is not None)
+        usable = present if named is None else [a for a in named if a in present]
         initial = self._the_connection().initial_local.address
-        addresses = [e.address for e in named] if named is not None else self._stack.local_addresses()
-        if named is not None:
-            present = set(self._stack.local_addresses(hidden=True))
-            addresses = [a for a in addresses if a in present]
-        ordered = [a for a in addresses if a not in self._settings.excluded]
+        ordered = [a for a in usable if a not in self._settings.excluded]
         ordered.sort(key=lambda a: a != initial)
         return ordered
 
@@ -143,35 +151,71 @@ class KernelAddresses(BasicInterface, KernelSubflows):
         return address in self._usable_addresses() or any(s.local.address == address for s in self.subflows())
 
     def _add_to_connection(self, wanted: Sequence[Endpoint]) -> None:
-        settings = self._settings
-        if self._effective_config().local_addresses is not None or settings.excluded:
-            settings = settings.with_added(wanted)
-        elif any(e.address in self._stack.hidden for e in wanted):
-            visible = [Endpoint(a) for a in self._stack.local_addresses()]
-            settings = settings.with_added([*visible, *wanted])
-        self._settings = settings
-        self._tell_manager()
+        self._freeze()
+        new = [e.address for e in wanted]
+        if self._allowed is not None:
+            self._allowed = tuple(dict.fromkeys((*self._allowed, *new)))
+        elif any(address in self._stack.hidden for address in new):
+            self._allowed = tuple(dict.fromkeys((*self._stack.local_addresses(), *new)))
+        self._settings = self._settings.with_added(wanted)
+        self._leaving = [address for address in self._leaving if address not in new]
+        self._tell_manager(new, True)
 
     def _remove_from_connection(self, wanted: Sequence[Endpoint]) -> None:
-        connection = self._the_connection()
-        gone = {e.address for e in wanted}
+        self._freeze()
+        gone = [e.address for e in wanted]
+        if self._allowed is not None:
+            self._allowed = tuple(address for address in self._allowed if address not in gone)
         self._settings = self._settings.with_removed(wanted)
-        left = [s for s in self.subflows() if s.local.address not in gone and s.state is SubflowState.ACTIVE]
-        if not left:
-            # RFC 6897 §5.3.3: "an MPTCP implementation SHOULD establish alternative subflows before undertaking the
-            # address removal"
-            self._open_alternative(gone)
-        for local in wanted:
-            connection.remove_address(local.address)
-        self._tell_manager()
+        self._leaving = list(dict.fromkeys((*self._leaving, *gone)))
+        self._tell_manager(gone, False)
+        if not self._has_alternative() and self._open_alternative():
+            return  # the others are left when it is established
+        self._leave()
 
-    def _open_alternative(self, gone: set[bytes]) -> None:
+    def _freeze(self) -> None:
+        """What the program has named before the connection is what it is restricted to, whatever is left of it."""
+        config = self._effective_config()
+        if self._allowed is None and config.local_addresses is not None:
+            self._allowed = tuple(e.address for e in config.local_addresses)
+
+    def _has_alternative(self) -> bool:
+        return any(s.local.address not in self._leaving and s.state in _WORKING for s in self.subflows())
+
+    def _open_alternative(self) -> bool:
+        """RFC 6897 §5.3.3: "an MPTCP implementation SHOULD establish alternative subflows before undertaking the address
+        removal" """
         connection = self._the_connection()
-        remote = connection.initial_remote
+        if any(s.local.address not in self._leaving and s.state is SubflowState.CONNECTING for s in self.subflows()):
+            return True
+        remotes = dict.fromkeys((connection.initial_remote, *self._remotes, *connection.remote_addresses().values()))
         for address in self._usable_addresses():
-            if address not in gone and len(address) == len(remote.address):
-                connection.open_subflow(Endpoint(address), remote)
-                return
+            for remote in remotes:
+                if len(address) == len(remote.address):
+                    try:
+                        if self._accepted:
+                            # The way to a client's port is closed to us: it has to come to another address of ours.
+                            connection.add_address(Endpoint(address))
+                        else:
+                            connection.open_subflow(Endpoint(address), remote)
+                    except OSError:
+                        continue
+                    return True
+        return False
+
+    def _leave(self) -> None:
+        """Closes what is still from addresses that were removed, and tells the peer."""
+        connection, leaving = self._the_connection(), self._leaving
+        self._leaving = []
+        for address in leaving:
+            connection.remove_address(address)
+
+    def _tidy(self) -> None:
+        super()._tidy()
+        connection = self._connection
+        if self._leaving and connection is not None and not connection.is_ended and self._has_alternative():
+            with contextlib.suppress(OSError):  # it has just ended
+                self._leave()
 
     def _announce(self, local: Endpoint) -> None:
         self._check_local([local])
@@ -185,6 +229,8 @@ class KernelAddresses(BasicInterface, KernelSubflows):
                 raise PathError("the list takes addresses, not the wildcard")
             if local.address not in present:
                 raise PathError(f"{local.host} is not a usable address of this host", errno.EADDRNOTAVAIL)
+            if local.family == 6 and cast(Any, self).family == std.AF_INET:
+                raise NotSupportedError("an AF_INET socket of the kernel has IPv4 subflows only: make it AF_INET6")
             check_port(local.port)
 
     def _change_settings(self, settings: MultipathSettings) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket as std
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mptcp.core.multipath.events import Event, EventKind, EventQueue
 from mptcp.sockets.address import would_block
 from mptcp.sockets.events import EventsInterface
 
@@ -17,6 +20,32 @@ if TYPE_CHECKING:
     from mptcp.kernel.connection import KernelConnection
     from mptcp.sockets.advanced import AdvancedSettings
     from mptcp.sockets.kernel import KernelStack
+
+
+class FailedAttempt:
+    """What is told of a connect that has failed: its connection is over before it began."""
+
+    __slots__ = ("_queue",)
+
+    is_ended = True
+
+    def __init__(self, reason: str) -> None:
+        self._queue = EventQueue()
+        self._queue.put(Event(EventKind.CLOSED, time.monotonic_ns() // 1000, reason=reason))
+
+    @property
+    def waiting_events(self) -> int:
+        return len(self._queue)
+
+    @property
+    def missed_events(self) -> int:
+        return self._queue.missed
+
+    def peek_event(self) -> Event | None:
+        return self._queue.peek()
+
+    def poll_event(self) -> Event | None:
+        return self._queue.poll()
 
 
 class KernelEvents(EventsInterface):
@@ -27,6 +56,7 @@ class KernelEvents(EventsInterface):
     # In the slots of the socket:
     _advanced: AdvancedSettings
     _connection: KernelConnection | None
+    _failed: FailedAttempt | None  # the last connect that has failed
     _futures: list[asyncio.Future[None]]
     _listening: bool
     _news: threading.Condition
@@ -44,7 +74,7 @@ class KernelEvents(EventsInterface):
     def is_shut(self) -> bool:
         return self.fileno() < 0
 
-    def is_ended(self, source: KernelConnection) -> bool:
+    def is_ended(self, source: KernelConnection | FailedAttempt) -> bool:
         return source.is_ended
 
     def wait_for(self, ready: Callable[[], bool], timeout: float | None) -> None:
@@ -82,8 +112,14 @@ class KernelEvents(EventsInterface):
     def _is_listening(self) -> bool:
         return self._listening
 
-    def _event_source(self) -> KernelConnection | None:
-        return self._find_connection()
+    def _event_source(self) -> KernelConnection | FailedAttempt | None:
+        return self._find_connection() or self._failed
+
+    def _note_failure(self, number: int) -> None:
+        """A connect has failed with that errno."""
+        with self._news:
+            self._failed = FailedAttempt(os.strerror(number))
+            self.handle_news()
 
     def _tidy(self) -> None:
         """With the lock: events may mean that something is needed no more."""

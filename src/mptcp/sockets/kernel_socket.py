@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import socket as std
+import struct
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,11 +21,12 @@ from mptcp.errors import NotSupportedError, PathError
 from mptcp.info import ConnectionInfo, Endpoint
 from mptcp.kernel import sockopt
 from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.managing import ManagedConnection
 from mptcp.sockets import options as opt
 from mptcp.sockets.address import SocketAddress, from_endpoint, os_error, to_endpoint
 from mptcp.sockets.advanced import UNTOLD, AdvancedSettings
 from mptcp.sockets.events import EventStream
-from mptcp.sockets.kernel_events import recvmsg_with_events
+from mptcp.sockets.kernel_events import FailedAttempt, recvmsg_with_events
 from mptcp.sockets.kernel_options import (
     MAX_SYN_RETRIES,
     REFUSAL_ERRNOS,
@@ -42,16 +44,21 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from mptcp.kernel.segment_routing import SegmentRoute
     from mptcp.sockets.kernel import KernelStack
 
 #: Options set before the connection that are set again if the socket has to become one of the other protocol.
 MAX_KEPT_OPTIONS = 128
 
+#: ``struct linger``: close with a reset.
+_RESET = struct.pack("ii", 1, 0)
+
+#: Errors of a connect that has not begun.
+_NOT_TRIED = (errno.EISCONN, errno.EALREADY, errno.EBADF, errno.EINVAL, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 #: What else a new descriptor needs to be told again; these the kernel remembers for the socket alone.
 _STATE = (
-    "_accepted", "_advanced", "_bound", "_config", "_connection", "_disabled", "_futures", "_kept", "_listening", "_lock", "_news", "_options",
-    "_pending", "_remotes", "_routes", "_settings", "_stack", "_stream",
+    "_accepted", "_advanced", "_allowed", "_bound", "_config", "_connection", "_disabled", "_failed", "_futures", "_kept", "_leaving", "_listening", "_lock", "_managed", "_news", "_only_tcp", "_options",
+    "_pending", "_remotes", "_settings", "_spent", "_stack", "_stream",
 )  # fmt: skip
 
 
@@ -81,7 +88,9 @@ class KernelSocket(KernelStrategies, std.socket):
         self._stack = stack
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
-        self._routes: dict[int, SegmentRoute] = {}
+        self._managed: ManagedConnection | None = None
+        self._leaving: list[bytes] = []
+        self._allowed: tuple[bytes, ...] | None = None
         self._futures: list[asyncio.Future[None]] = []
         self._config = config or stack.config
         self._settings: MultipathSettings = DEFAULT_SETTINGS
@@ -92,7 +101,10 @@ class KernelSocket(KernelStrategies, std.socket):
         self._bound: Endpoint | None = None
         self._listening = False
         self._accepted = False  # it came from a listening socket
+        self._spent = False  # a connect has failed
+        self._failed: FailedAttempt | None = None
         self._pending = False  # a connect that does not block has begun
+        self._only_tcp = ""  # what the program has asked for that MPTCP has not
         self._disabled = ""  # why the descriptor is TCP
         self._kept: dict[tuple[int, int], int | bytes] = {}  # options to set again on another descriptor
         self._options: dict[tuple[int, int], int] = {}  # options that only this class knows
@@ -139,6 +151,9 @@ class KernelSocket(KernelStrategies, std.socket):
         except BlockingIOError:
             self._pending = True
             raise
+        except OSError as error:
+            self._attempt_failed(error.errno or errno.ETIMEDOUT)
+            raise
         self.note_connected()
 
     def connect_ex(self, address: Any) -> int:
@@ -151,7 +166,14 @@ class KernelSocket(KernelStrategies, std.socket):
             self._pending = True
         elif not number:
             self.note_connected()
+        else:
+            self._attempt_failed(number)
         return number
+
+    def _attempt_failed(self, number: int) -> None:
+        if number not in _NOT_TRIED:
+            self._spent, self._pending = True, False
+            self._note_failure(number)
 
     def note_connected(self) -> None:
         """A connect has succeeded; one that did not block, of this or another part of the program."""
@@ -161,13 +183,19 @@ class KernelSocket(KernelStrategies, std.socket):
 
     def _prepare_connect(self, address: Any) -> Any:
         """Before a connect that begins: MPTCP or TCP, and from where. The address, with names looked up."""
-        if self._pending or self._connection is not None or self._listening:
+        if self._pending or self._listening:
             return address
+        if self._is_connected():
+            raise os_error(errno.EISCONN)
         remote = to_endpoint(self.family, address, "connect")
         if _is_name(address):
             address = from_endpoint(self.family, remote)
         with self.event_lock:
             config = self._effective_config(remote)
+            if self._spent:
+                # Linux: an MPTCP socket whose connect has failed cannot connect again, as TCP's can.
+                self._replace(opt.IPPROTO_MPTCP if config.multipath else std.IPPROTO_TCP)
+                self._spent = False
             self._become(config.multipath, config.disabled_reason)
             local = self._connect_local(remote, config)
             if local is not None:
@@ -182,6 +210,8 @@ class KernelSocket(KernelStrategies, std.socket):
             return None
         port = bound.port if bound is not None else 0
         named = config.local_addresses
+        if named is None and self._settings.device:
+            named = tuple(self._device_addresses())
         if named is None:
             if not self._settings.excluded:
                 return self._stack.preferred_local(remote) if bound is None else None
@@ -239,24 +269,38 @@ class KernelSocket(KernelStrategies, std.socket):
 
     def _bind_listener(self, config: ConnectionConfig) -> None:
         """To the one address named with ADD, if there is one and the socket is bound to no other."""
+        named = self._named(config)
+        if not named:
+            return
+        port = self._bound.port if self._bound is not None else 0
+        if len(named) == 1:
+            self._move_to(Endpoint(named[0].address, port or named[0].port))
+
+    def _named(self, config: ConnectionConfig) -> list[Endpoint]:
+        """Where a listener that is bound to no address is to listen; []: everywhere."""
         bound = self._bound
         if not self._settings.listed or (bound is not None and not bound.is_unspecified):
-            return
+            return []
         families = (4,) if self.family == std.AF_INET else (4, 6)
         named = [e for e in config.local_addresses or () if e.family in families]
-        if len(named) > 1:
-            raise NotSupportedError("a socket of the kernel listens at one address, or at all: use a socket for each")
-        if named and bound is not None and bound.port:
-            self._move_to(Endpoint(named[0].address, bound.port))
-        elif named:
-            super().bind(from_endpoint(self.family, named[0]))
+        if not named:
+            raise PathError("none of the addresses added is one to listen at", errno.EADDRNOTAVAIL)
+        return named
 
     def accept(self) -> tuple[KernelSocket, Any]:
-        fd, address = cast(Any, self)._accept()
-        sock = type(self)._of_descriptor(self, fd)
-        if std.getdefaulttimeout() is None and self.gettimeout():
-            sock.setblocking(True)
-        return sock, address
+        """Where several addresses were named with ADD, a connection to another one is reset here: a socket of the kernel
+        listens at one address, or at all."""
+        named = self._named(self._effective_config())
+        while True:
+            fd, address = cast(Any, self)._accept()
+            sock = self._of_descriptor(self, fd)
+            if named and _endpoint_of(sock.getsockname()).address not in {e.address for e in named}:
+                sock.setsockopt(std.SOL_SOCKET, std.SO_LINGER, _RESET)
+                sock.close()
+                continue
+            if std.getdefaulttimeout() is None and self.gettimeout():
+                sock.setblocking(True)
+            return sock, address
 
     @classmethod
     def _of_descriptor(cls, listener: KernelSocket, fd: int) -> KernelSocket:
@@ -290,9 +334,8 @@ class KernelSocket(KernelStrategies, std.socket):
 
     def _let_go(self) -> None:
         """With the lock: the descriptor is about to be another's."""
+        self._stop_managing()
         connection, self._connection = self._connection, None
-        for number in list(self._routes):
-            self._drop_route(number)
         if connection is not None:
             connection.on_news = None
             connection.close()
@@ -310,7 +353,7 @@ class KernelSocket(KernelStrategies, std.socket):
     def inherit(self, other: KernelSocket) -> None:
         """The settings of ``other``, which has the same descriptor, or had it."""
         for name in _STATE:
-            if name not in ("_connection", "_futures", "_lock", "_news", "_routes", "_stream"):
+            if name not in ("_connection", "_futures", "_leaving", "_lock", "_managed", "_news", "_stream"):
                 setattr(self, name, getattr(other, name))
 
     # --- options -----------------------------------------------------------------------------------------------------
@@ -350,7 +393,8 @@ class KernelSocket(KernelStrategies, std.socket):
             return
         if entry is not None and not self._is_aware() and not self._has_connection() and not self._listening:
             # A program that does not know of MPTCP means what TCP has: it gets TCP.
-            self._become(False, f"{entry.name} was set, which only TCP has")
+            self._only_tcp = f"{entry.name} was set, which only TCP has"
+            self._become(False, self._only_tcp)
             self.setsockopt(level, optname, value)
             return
         raise refused(level, optname, error) from None
@@ -368,7 +412,10 @@ class KernelSocket(KernelStrategies, std.socket):
         kept = self._options.get((level, optname))
         if kept is None:
             try:
-                return super().getsockopt(level, optname, buflen)
+                value: int | bytes = super().getsockopt(level, optname, buflen)
+                if self._pending and value and (level, optname) == (std.SOL_SOCKET, std.SO_ERROR):
+                    self._attempt_failed(value if isinstance(value, int) else int.from_bytes(value, "little"))
+                return value
             except OSError as error:
                 if error.errno not in REFUSAL_ERRNOS or not self._is_mptcp_descriptor():
                     raise
@@ -441,13 +488,16 @@ class KernelSocket(KernelStrategies, std.socket):
         return self._pending or self._find_connection() is not None
 
     def _find_connection(self) -> KernelConnection | None:
-        if self._connection is None and self.fileno() >= 0 and not self._listening:
-            try:
-                super().getpeername()
-            except OSError:
-                return None
+        if self._connection is None and not self._listening and self._is_connected():
             self._begin_connection()
         return self._connection
+
+    def _is_connected(self) -> bool:
+        try:
+            super().getpeername()
+        except OSError:
+            return False
+        return True
 
     def _begin_connection(self) -> None:
         """The descriptor is connected."""
@@ -458,9 +508,12 @@ class KernelSocket(KernelStrategies, std.socket):
                 connection.max_subflows = self._most_subflows()
                 connection.on_news = _waker(self)
                 self._show_events()
+                self._start_managing()
 
     def _become(self, multipath: bool, reason: str) -> None:
         """With the lock, before there is a connection: the descriptor is MPTCP, or TCP for that reason."""
+        if multipath and self._only_tcp and not self._is_aware():
+            multipath, reason = False, self._only_tcp
         if multipath and not (support := self._stack.multipath):
             multipath, reason = False, support.reason
         if multipath != self._is_mptcp_descriptor():
@@ -488,8 +541,9 @@ class KernelSocket(KernelStrategies, std.socket):
 
     def _move_to(self, local: Endpoint) -> None:
         """As ``_replace``, with another name."""
-        self._bound = None
-        self._replace(opt.IPPROTO_MPTCP if self._is_mptcp_descriptor() else std.IPPROTO_TCP)
+        if self._bound is not None:
+            self._bound = None
+            self._replace(opt.IPPROTO_MPTCP if self._is_mptcp_descriptor() else std.IPPROTO_TCP)
         super().bind(from_endpoint(self.family, local))
         self._bound = local
 

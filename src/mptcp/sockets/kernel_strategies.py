@@ -5,14 +5,19 @@ Linux has one scheduler for a namespace and no redundancy: what asks for another
 
 from __future__ import annotations
 
+import errno
 import socket as std
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mptcp.core.path_managers.base import PathManager
 from mptcp.core.schedulers.base import Redundancy
-from mptcp.errors import NotSupportedError
-from mptcp.info import Support
+from mptcp.errors import NotSupportedError, PathError
+from mptcp.info import Endpoint, Support
+from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.managing import ManagedConnection
+from mptcp.kernel.steering import ConnectionSteering
 from mptcp.sockets.advanced import AdvancedInterface, AdvancedSettings
 from mptcp.sockets.kernel_addresses import KernelAddresses
 from mptcp.sockets.profiles import PROFILES, Profile
@@ -41,10 +46,42 @@ def profile_support(name: str) -> Support:
     return Support(False, f"profile {name!r}: {reason}", "use the user-space stack")
 
 
+class _Steering(ConnectionSteering):
+    """A path manager's subflows come from the ports that the program has named with their addresses."""
+
+    __slots__ = ("_port_of",)
+
+    def __init__(
+        self,
+        fd: int,
+        connection: KernelConnection,
+        addresses: Callable[[], Sequence[bytes]],
+        port_of: Callable[[bytes], tuple[int, bool]],
+    ) -> None:
+        super().__init__(fd, connection, addresses)
+        self._port_of = port_of
+
+    def open_subflow(self, local: Endpoint, remote: Endpoint, backup: bool) -> None:
+        port, named = self._port_of(local.address) if not local.port else (local.port, True)
+        try:
+            super().open_subflow(Endpoint(local.address, port), remote, backup)
+        except PathError as error:
+            if named or error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+            super().open_subflow(Endpoint(local.address), remote, backup)
+
+    def announce(self, local: Endpoint) -> None:
+        port, named = self._port_of(local.address)
+        super().announce(Endpoint(local.address, local.port or (port if named else 0)))
+
+
 class KernelStrategies(AdvancedInterface, KernelAddresses):
     """Profiles and path managers as far as subflows and options are enough for them."""
 
     __slots__ = ()
+
+    _accepted: bool
+    _lock: threading.RLock
 
     if TYPE_CHECKING:
 
@@ -106,9 +143,46 @@ class KernelStrategies(AdvancedInterface, KernelAddresses):
 
     def _change_manager(self) -> None:
         """The connection, if there is one, gets the path manager of the settings; it begins with what is there."""
+        factory = self._manager_factory()
+        if self._managed is not None:
+            self._managed.replace(factory() if factory is not None else None)
+        elif factory is not None and self._find_connection() is not None:
+            self._check_multipath()
+            self._start_managing()
 
-    def _tell_manager(self) -> None:
-        """What the connection may use has changed."""
+    def _start_managing(self) -> None:
+        """The connection that there is now gets its path manager, if one is wanted and there is none yet."""
+        connection, factory = self._connection, self._manager_factory()
+        if connection is None or factory is None or not connection.token or self._managed is not None:
+            return
+        managed = ManagedConnection(
+            _Steering(self.fileno(), connection, self._usable_addresses, self._port_of), factory(), self._stack.failure_policy,
+            is_client=not self._accepted, local=connection.initial_local, remote=connection.initial_remote,
+            denies_join_to_initial=connection.denies_join_to_initial, remotes=connection.remote_addresses().items(),
+            lock=self._lock,
+        )  # fmt: skip
+        for remote in self._remotes:
+            managed.note_remote(remote)
+        self._managed = managed
+        connection.on_own_close = managed.note_closed
+        self._stack.start_managing(managed, connection.token)
+
+    def _port_of(self, address: bytes) -> tuple[int, bool]:
+        """The port that subflows from a local address have, and whether ADD has named it (else the bound one, if it is
+        free there, or 0: any)."""
+        for endpoint in self._settings.listed:
+            if endpoint.address == address and endpoint.port:
+                return endpoint.port, True
+        return (self._bound.port if self._bound is not None else 0), False
+
+    def _stop_managing(self) -> None:
+        managed, self._managed = self._managed, None
+        if managed is not None and self._connection is not None:
+            self._stack.stop_managing(managed, self._connection.token)
+
+    def _tell_manager(self, addresses: Iterable[bytes], available: bool) -> None:
+        if self._managed is not None:
+            self._managed.note_local(addresses, available)
 
     def _most_subflows(self) -> int:
         return self._config.max_subflows

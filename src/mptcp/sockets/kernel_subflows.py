@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket as std
 from abc import abstractmethod
-from typing import TYPE_CHECKING
 
 from mptcp.errors import NotSupportedError, PathError
 from mptcp.info import Endpoint, SubflowInfo
 from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.managing import ManagedConnection
 from mptcp.sockets.address import os_error
 from mptcp.sockets.hesmans import EnhancedInterface
 from mptcp.sockets.kernel_events import KernelEvents
 from mptcp.sockets.privileges import check_option
 from mptcp.sockets.structures import RST
 
-if TYPE_CHECKING:
-    from mptcp.kernel.segment_routing import SegmentRoute
+_OF_THE_CONNECTION = ((std.SOL_SOCKET, std.SO_SNDBUF), (std.SOL_SOCKET, std.SO_RCVBUF))
 
 
 class KernelSubflows(EnhancedInterface, KernelEvents):
@@ -26,7 +24,7 @@ class KernelSubflows(EnhancedInterface, KernelEvents):
 
     __slots__ = ()
 
-    _routes: dict[int, SegmentRoute]  # of subflows with segments
+    _managed: ManagedConnection | None
 
     def subflows(self) -> list[SubflowInfo]:
         with self.event_lock:
@@ -41,6 +39,8 @@ class KernelSubflows(EnhancedInterface, KernelEvents):
         level, optname = check_option(level, optname)
         with self.event_lock:
             self._check_multipath()
+            if (level, optname) in _OF_THE_CONNECTION:
+                raise PathError("buffers are the connection's: use setsockopt", errno.ENOPROTOOPT)
             octets = value.to_bytes(4, "little", signed=True) if isinstance(value, int) else bytes(value)
             self._the_connection().set_subflow_option(subflow_id, level, optname, octets)
 
@@ -67,21 +67,7 @@ class KernelSubflows(EnhancedInterface, KernelEvents):
         index = self._stack.interface_index(interface)
         connection = self._the_connection()
         self._check_ends(local, remote)
-        if not segments:
-            return connection.open_subflow(local, remote, backup=backup, interface=index)
-        from mptcp.kernel.segment_routing import free_port
-
-        if not local.port:
-            local = Endpoint(local.address, free_port(local.address, self._stack.namespace))
-        routes = self._stack.segment_routes
-        route = routes.add(local, remote, segments, interface=index)
-        try:
-            number = connection.open_subflow(local, remote, backup=backup, interface=index)
-        except BaseException:
-            routes.remove(route)
-            raise
-        self._routes[number] = route
-        return number
+        return connection.open_subflow(local, remote, backup=backup, interface=index, segments=segments)
 
     def _check_ends(self, local: Endpoint, remote: Endpoint) -> None:
         """As bind and connect would refuse them; the kernel would take some and let the subflow fail later."""
@@ -92,18 +78,6 @@ class KernelSubflows(EnhancedInterface, KernelEvents):
         if any((s.local, s.remote) == (local, remote) for s in self.subflows()):
             raise PathError(f"there is a subflow from {local} to {remote}", errno.EADDRINUSE)
 
-    def _tidy(self) -> None:
-        connection = self._connection
-        if not self._routes or connection is None:
-            return
-        alive = {info.id for info in connection.subflows()} if not connection.is_ended else set()
-        for number in [number for number in self._routes if number not in alive]:
-            self._drop_route(number)
-
-    def _drop_route(self, number: int) -> None:
-        with contextlib.suppress(OSError):
-            self._stack.segment_routes.remove(self._routes.pop(number))
-
     def _the_connection(self) -> KernelConnection:
         self._check_open()
         connection = self._find_connection()
@@ -112,10 +86,8 @@ class KernelSubflows(EnhancedInterface, KernelEvents):
         return connection
 
     def _check_multipath(self) -> None:
-        connection = self._the_connection()
-        if not connection.is_multipath:
-            reason = connection.fallback_reason
-            raise PathError(f"this connection is regular TCP: {reason}", errno.EOPNOTSUPP)
+        if not self._the_connection().is_multipath:
+            raise PathError(f"this connection is regular TCP: {self.fallback_reason}", errno.EOPNOTSUPP)
 
     def _initial_remote(self) -> Endpoint:
         return self._the_connection().initial_remote
@@ -129,6 +101,11 @@ class KernelSubflows(EnhancedInterface, KernelEvents):
 
     def _any_local(self, remote: Endpoint) -> Endpoint | None:
         return next((Endpoint(a) for a in self._usable_addresses() if len(a) == len(remote.address)), None)
+
+    @property
+    @abstractmethod
+    def fallback_reason(self) -> str:
+        """Why it does not speak MPTCP, as far as that is known; "" if it does, or is not connected."""
 
     @abstractmethod
     def _usable_addresses(self) -> list[bytes]:
