@@ -64,12 +64,25 @@ class ReceiveBuffer:
 
     def read(self, count: int, peek: bool = False) -> bytes:
         """Up to ``count`` octets; ``b""`` when there are none."""
-        count = min(count, self.length)
-        if count <= 0:
+        room = min(count, self.length)
+        chunks = self._chunks
+        if room <= 0 or chunks is None:
             return b""
-        result = bytearray(count)
-        self.read_into(result, peek)
-        return bytes(result)
+        head, offset, done = self._head, self._offset, 0
+        pieces = []
+        while done < room:
+            chunk = chunks[head]
+            size = min(len(chunk) - offset, room - done)
+            pieces.append(memoryview(chunk)[offset : offset + size])
+            done += size
+            offset += size
+            if offset == len(chunk):
+                head += 1
+                offset = 0
+        result = b"".join(pieces)  # the one copy
+        if not peek:
+            self._advance(head, offset, done)
+        return result
 
     def clear(self) -> int:
         """Throws everything away; how many octets that was."""
