@@ -6,7 +6,7 @@ stack over loopback links, and the kernel's in two network namespaces. Where the
     @pytest.mark.kernel_differs("Linux closes a subflow for both directions only", errno=errno.EOPNOTSUPP)
 
 With ``errno`` (and ``family``) the test must end there with that error; without, it has a branch for it. Tests of what the world of one
-stack alone can show are marked ``only_on``.
+stack alone can show are marked ``only_on``; those of what takes more privilege than a namespace gives, ``needs_support``.
 """
 
 from __future__ import annotations
@@ -237,6 +237,7 @@ class World(ABC):
         data = bytearray()
         while len(data) < size and (more := sock.recv(size - len(data))):
             data += more
+            _ = self.wire  # what a tap has seen does not wait in a bounded queue
         return bytes(data)
 
     def packets(self, kind: type | None = None, *, outgoing: bool = True) -> list[Seen]:
@@ -535,6 +536,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     mark = pyfuncitem.get_closest_marker("kernel_differs")
+    needed = pyfuncitem.get_closest_marker("needs_support")
+    if needed is not None and _world_of(pyfuncitem) == "kernel":
+        with KernelStack() as stack:
+            if not (support := stack.supports(needed.args[0])):
+                pytest.skip(f"{support.reason}: {support.fix}")
     number = None
     if mark is not None and _world_of(pyfuncitem) == "kernel":
         family = mark.kwargs.get("family")

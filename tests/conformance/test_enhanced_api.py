@@ -333,6 +333,7 @@ def sub_get(sock: Any, number: int, level: int, name: int, room: int = 4) -> byt
     return content.raw[: length.value]
 
 
+@pytest.mark.needs_support("set_subflow_option")
 def test_an_option_of_one_subflow(world: Any) -> None:
     # §3.5, figure 9: IP_TOS of one subflow
     client, accepted, number = world.two_paths()
@@ -350,6 +351,7 @@ def test_an_option_of_one_subflow(world: Any) -> None:
     assert marked == {(world.client_addresses[0], 0), (world.client_addresses[1], 0x28)}
 
 
+@pytest.mark.needs_support("set_subflow_option")
 @pytest.mark.kernel_differs("IPV6_TCLASS is refused on MPTCP sockets", errno=errno.EOPNOTSUPP, family=6)
 def test_it_holds_until_the_connection_is_given_the_same(world: Any) -> None:
     client, _, number = world.two_paths()
@@ -361,6 +363,7 @@ def test_it_holds_until_the_connection_is_given_the_same(world: Any) -> None:
     assert [client.get_subflow_option(i, level, name) for i in (1, number)] == [0x10, 0x10]
 
 
+@pytest.mark.needs_support("set_subflow_option")
 def test_tcp_info_of_one_subflow(world: Any) -> None:
     client, accepted, number = world.two_paths()
     world.echo(client, accepted)
@@ -372,6 +375,7 @@ def test_tcp_info_of_one_subflow(world: Any) -> None:
         assert sub_get(client, identity, TCP, std.TCP_MAXSEG) == infos[identity].mss_bytes.to_bytes(4, "little")
 
 
+@pytest.mark.needs_support("set_subflow_option")
 def test_congestion_control_of_one_subflow(world: Any) -> None:
     client, accepted, number = world.two_paths()
     before = client.get_subflow_option(1, TCP, std.TCP_CONGESTION)
@@ -383,6 +387,7 @@ def test_congestion_control_of_one_subflow(world: Any) -> None:
     world.echo(client, accepted)
 
 
+@pytest.mark.needs_support("set_subflow_option")
 def test_sub_sockopt_errors(world: Any) -> None:
     client, accepted, number = world.two_paths()
     level, name = tos_option(world)
@@ -411,6 +416,7 @@ def test_sub_sockopt_errors(world: Any) -> None:
     world.echo(client, accepted)
 
 
+@pytest.mark.needs_support("set_subflow_option")
 def test_privileged_options(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # §6: "the "MPTCP_SUB_SETSOCKOPT" socket option should not enable an unprivileged user to retrieve or modify a socket
     # option on a subflow if he is not allowed to perform such actions on a regular TCP connection"

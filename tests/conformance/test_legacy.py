@@ -184,6 +184,7 @@ def test_close_is_data_fin(world: Any) -> None:
 
 
 # --- §4.4 -------------------------------------------------------------------------------------------------------------
+@pytest.mark.needs_support("set_subflow_option")
 @pytest.mark.kernel_differs("IPV6_TCLASS is refused on MPTCP sockets", errno=errno.EOPNOTSUPP, family=6)
 def test_options_apply_to_all_subflows_present_and_future(world: Any) -> None:
     # §4.4.1: "existing APIs therefore SHOULD apply to all subflows within one connection, as far as possible"
@@ -201,6 +202,7 @@ def test_options_apply_to_all_subflows_present_and_future(world: Any) -> None:
     assert any(p.has(MpJoinSyn) for p in after)
 
 
+@pytest.mark.needs_support("set_subflow_option")
 def test_no_delay_is_for_the_connection(world: Any) -> None:
     # §4.4.2: "It then SHOULD disable the Nagle algorithm for the MPTCP connection, i.e., all subflows."
     client, _, _ = world.two_paths()
