@@ -16,6 +16,7 @@ from mptcp.links.loopback import LoopbackLink
 from mptcp.sim.aio import Deadlock, SimLoop, SimStack, run
 from mptcp.sim.conditions import Conditions
 from mptcp.sim.world import World
+from mptcp.testing.application import echo, exchange
 
 PATHS = [(50, 10), (20, 40)]
 
@@ -31,33 +32,6 @@ def make(seed: int = 1, *, trace: bool = False) -> tuple[World, SimStack, SimSta
     return world, SimStack(client), SimStack(server)
 
 
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
-
-
-async def application(host: str, size: int) -> dict[int, int]:
-    """Plain asyncio, with no word of this package; octets sent per subflow."""
-    reader, writer = await asyncio.open_connection(host, 80)
-    data = bytes(range(256)) * (size // 256)
-
-    async def send() -> None:
-        writer.write(data)
-        await writer.drain()
-        writer.write_eof()
-
-    sending = asyncio.create_task(send())
-    assert await reader.read(-1) == data
-    await sending
-    sock: Any = writer.get_extra_info("socket")
-    shares = {subflow.id: subflow.bytes_sent for subflow in sock.subflows()}
-    writer.close()
-    await writer.wait_closed()
-    return shares
-
-
 @pytest.mark.parametrize("host", ["server", "10.9.0.1", "fd09::1"])
 def test_an_unmodified_asyncio_program_uses_both_paths(host: str) -> None:
     world, near, far = make()
@@ -66,7 +40,7 @@ def test_an_unmodified_asyncio_program_uses_both_paths(host: str) -> None:
         with mptcp.use(far):
             server = await asyncio.start_server(echo, None, 80)
         with mptcp.use(near):
-            shares = await application(host, 4 << 20)
+            shares = await exchange(host, 80, 4 << 20)
         server.close()
         await server.wait_closed()
         return shares
@@ -113,7 +87,7 @@ def test_the_same_seed_gives_the_same_packets() -> None:
             with mptcp.use(far):
                 await asyncio.start_server(echo, None, 80)
             with mptcp.use(near):
-                await asyncio.gather(application("server", 1 << 20), application("10.9.0.1", 1 << 20))
+                await asyncio.gather(exchange("server", 80, 1 << 20), exchange("10.9.0.1", 80, 1 << 20))
 
         run(world, main())
         assert world.trace is not None
@@ -134,7 +108,7 @@ def test_a_path_dies_under_an_asyncio_program() -> None:
         with mptcp.use(far):
             await asyncio.start_server(echo, None, 80)
         with mptcp.use(near):
-            await application("server", 4 << 20)
+            await exchange("server", 80, 4 << 20)
 
     run(world, main())
     assert world.now < 20 * SECOND
