@@ -75,7 +75,8 @@ def test_get_and_serve_use_both_paths(make_lab: Callable[..., Lab], tmp_path: Pa
     assert min(row["bytes_received"] for row in report["subflows"]) > SIZE // 10
     counters = lab.server.counters()
     assert counters["MPTcpExtMPCapableACKRX"] == counters["MPTcpExtMPJoinAckRx"] == 1
-    assert lab.client_address(1, family) in lines[-1]
+    assert lines[-1].startswith(f"{lab.client_address(1, family)} /file.bin: ")
+    assert lab.client_address(1, family) in lines[-1].partition("/file.bin")[2]
     assert lab.client_address(2, family) in lines[-1]
 
 

@@ -142,9 +142,11 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         self._say(format % args)
 
     def _say(self, text: str) -> None:
-        self.server.say(f"{self.client_address[0]} {text}".translate(_CONTROLS))
+        self.server.say(f"{self.client_address[0].removeprefix(_MAPPED)} {text}".translate(_CONTROLS))
 
 
+#: How a socket for both families writes an IPv4 address.
+_MAPPED: Final = "::ffff:"
 #: What a client sends must not reach the terminal as control characters.
 _CONTROLS = {code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)]}
 
@@ -205,7 +207,7 @@ class FileServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         """A connection that broke is one line, not a traceback."""
         error = sys.exception()
         if isinstance(error, OSError):
-            self.say(f"{client_address[0]}: {error.strerror or error}")
+            self.say(f"{client_address[0].removeprefix(_MAPPED)}: {error.strerror or error}")
         else:
             super().handle_error(request, client_address)
 
