@@ -37,7 +37,7 @@ def test_we_connect_many_times_at_once(make_encounter: Make, family: int) -> Non
             assert piece
             received += piece
         assert received == data
-        assert sock.is_multipath
+        assert sock.is_multipath, sock.fallback_reason
     # All of them are open at this moment, each with its second subflow.
     wait_until(lambda: all(len(sock.subflows()) == 2 for sock in sockets), 10, "every connection has joined")
     assert encounter.kernel_counters()["MPCurrEstab"] == COUNT
