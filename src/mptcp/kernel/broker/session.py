@@ -75,7 +75,7 @@ class Session:
         try:
             self._serve()
         except OSError as error:
-            log.info("%s: %s", self.peer, error.strerror or error)
+            self._log("ended", error.strerror or str(error), logging.INFO)
         finally:
             if self._channel is not None:
                 self._resources.relay.release(self._channel)
@@ -141,7 +141,7 @@ class Session:
             return Answer.refusal(operation, sequence, to_errno(error), error.strerror or ""), None
         except OSError as error:
             reason = error.strerror or str(error)
-            log.info("%s: %s failed: %s", self.peer, Operation(operation).label, reason)
+            self._log(f"{Operation(operation).label} failed", reason, logging.INFO)
             return Answer.refusal(operation, sequence, to_errno(error), reason), None
 
     def _perform(self, request: Request, message: Message) -> tuple[Answer, socket.socket | None]:
@@ -246,10 +246,10 @@ class Session:
             raise authority.refused(f"this client watches {rule.max_watched} connections already (`max_watched`)")
         self._resources.relay.watch(self._channel, proof.token, proof.inode)
 
-    def _log(self, what: str, reason: str) -> None:
+    def _log(self, what: str, reason: str, level: int = logging.WARNING) -> None:
         more = self._resources.accounts.may_log(self.peer.uid, time.monotonic())
         if more is not None:
-            log.warning("%s: %s: %s%s", self.peer, what, reason, more)
+            log.log(level, "%s: %s: %s%s", self.peer, what, reason, more)
 
 
 def _refuse_cut() -> Request:
