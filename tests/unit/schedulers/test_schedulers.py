@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from mptcp.core.schedulers.base import Redundancy, Scheduler, eligible, quickest
+from mptcp.core.schedulers.blest import LEAST_LAMBDA, MOST_LAMBDA, Blest
 from mptcp.core.schedulers.earliest_completion import EarliestCompletion
 from mptcp.core.schedulers.overflow import Overflow
 from mptcp.core.schedulers.registry import SCHEDULERS
@@ -173,3 +174,32 @@ def test_redundancy_is_ordered_and_named() -> None:
     assert SCHEDULERS["lowest-rtt"]().redundancy is Redundancy.NONE
     copies = SCHEDULERS["redundant"]().select_copies([path(1), path(2, backup=True)], 0)
     assert [p.id for p in copies] == [1]
+
+
+# --- BLEST -----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("window", "expected"), [(30 * MSS, 0), (250 * MSS, 0), (400 * MSS, 2)])
+def test_blest_leaves_a_slow_path_alone_that_would_block_the_window(window: int, expected: int) -> None:
+    # In 100 ms the fast path sends ten windows of twenty segments, growing by one each: (20 + 4.5) * 10 segments, times
+    # 1.2; the slow one has ten in flight.
+    scheduler = Blest()
+    scheduler.on_window(window, 1)
+    assert chosen(scheduler, [full(1, 10), path(2, 100)]) == expected
+
+
+def test_blest_uses_the_fast_path_and_one_that_nothing_is_known_of() -> None:
+    scheduler = Blest()
+    scheduler.on_window(30 * MSS, 1)
+    assert chosen(scheduler, [path(1, 10), path(2, 100)]) == 1
+    assert chosen(scheduler, [full(1, 10), path(2, 0)]) == 2
+
+
+def test_blest_learns_from_windows_that_were_full() -> None:
+    scheduler = Blest()
+    paths = [full(1, 10), path(2, 100)]
+    seen = []
+    for blocked in (True, False):
+        for number in range(60):
+            scheduler.on_window(300 * MSS, 0 if blocked else 1)
+            scheduler.select(paths, MSS, (len(seen) * 60 + number) * 10 * MILLISECOND)
+        seen.append(scheduler._lambda)
+    assert seen == [MOST_LAMBDA, LEAST_LAMBDA]

@@ -41,6 +41,8 @@ def push(connection: Connection, now: int) -> None:
     tcp_config = connection.config.tcp
     while stream.length:
         room = window_room(connection)
+        if connection.scheduler.watches_window:
+            connection.scheduler.on_window(room + sender.nxt - sender.una, room)
         if room <= 0:
             break
         subflow = select(connection, stream.length, now, None)

@@ -31,6 +31,8 @@ class Scheduler(ABC):
     redundancy = Redundancy.NONE
     #: Whether ``PathInfo.weight`` makes a difference to it beyond 0 and not 0.
     uses_weights = False
+    #: Whether it wants to hear of the shared window (``on_window``) before it is asked.
+    watches_window = False
 
     @abstractmethod
     def select(self, paths: Sequence[PathInfo], length: int, now: int) -> PathInfo | None:
@@ -50,6 +52,9 @@ class Scheduler(ABC):
 
     def on_given(self, path: PathInfo, length: int) -> None:  # noqa: B027 most have nothing to keep
         """``length`` octets of new data were given to ``path``."""
+
+    def on_window(self, window_bytes: int, room_bytes: int) -> None:  # noqa: B027 most do not ask for it
+        """The shared window, as far as it is used, and what of it is free; asked for with ``watches_window``."""
 
 
 def eligible(paths: Sequence[PathInfo]) -> Sequence[PathInfo]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mptcp.core.schedulers.base import Scheduler
+from mptcp.core.schedulers.blest import Blest
 from mptcp.core.schedulers.earliest_completion import EarliestCompletion
 from mptcp.core.schedulers.lowest_rtt import LowestRtt
 from mptcp.core.schedulers.overflow import Overflow
@@ -17,6 +18,6 @@ from mptcp.core.schedulers.weighted import Weighted
 SCHEDULERS: dict[str, Callable[[], Scheduler]] = {
     scheduler.name: scheduler
     for scheduler in (
-        LowestRtt, RoundRobin, Weighted, Overflow, EarliestCompletion, Steady, Redundant, RedundantRetransmission,
+        LowestRtt, RoundRobin, Weighted, Overflow, EarliestCompletion, Blest, Steady, Redundant, RedundantRetransmission,
     )
 }  # fmt: skip
