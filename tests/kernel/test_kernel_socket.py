@@ -309,6 +309,25 @@ def test_profiles_that_can_be_had(stack: KernelStack) -> None:
     assert not stack.supports("nonsense")
 
 
+def test_a_connection_says_what_can_be_done_with_it(stack: KernelStack, host_namespace: Namespace) -> None:
+    client, accepted = connected(stack)
+    with client, accepted:
+        assert client.supports("subflows")
+        assert not client.supports("set_scheduler")
+        support = client.supports("open_subflow")
+        assert not support
+        assert "path manager" in support.reason
+        assert client.supports("reset_subflow")
+        client.sendall(b"?")
+        accepted.recv(1)
+        with pytest.raises(OSError, match="path_manager=userspace") as caught:
+            client.open_subflow(local=("127.0.0.1", 0))
+        assert caught.value.errno == errno.EOPNOTSUPP
+    host_namespace.sysctl("net.mptcp.pm_type", 1)
+    assert stack.supports("open_subflow")
+    assert stack.supports("events")
+
+
 # --- TLS --------------------------------------------------------------------------------------------------------------
 def test_tls_keeps_the_interface(stack: KernelStack) -> None:
     authority = trustme.CA(key_type=trustme.KeyType.ECDSA)

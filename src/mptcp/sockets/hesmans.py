@@ -187,7 +187,7 @@ class EnhancedInterface(EventsInterface):
             raise PathError("the peer's port is missing", errno.EADDRNOTAVAIL)
         try:
             return self._open_between(local, remote, backup, interface, segments)
-        except PathError:
+        except OSError:
             raise
         except MptcpError as error:
             raise os_error(to_errno(error), error) from error

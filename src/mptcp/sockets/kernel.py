@@ -190,8 +190,13 @@ class KernelStack(Stack):
             return multipath if plain else Support(True)
         if feature == "events":
             return self.monitor.supports()
-        operation = _NEEDS.get(feature, feature if feature in OPERATIONS else "")
+        operation = self.operation_of(feature)
         return self.control.supports(operation) if operation else Support(True)
+
+    @staticmethod
+    def operation_of(feature: str) -> str:
+        """The operation of ``kernel.control`` that a method or an option of a socket needs; "": none."""
+        return _NEEDS.get(feature, feature if feature in OPERATIONS else "")
 
     # --- sockets -----------------------------------------------------------------------------------------------------
     def socket(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.errors import NotSupportedError, PathError
-from mptcp.info import ConnectionInfo, Endpoint
+from mptcp.info import ConnectionInfo, Endpoint, Support
 from mptcp.kernel import sockopt
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.managing import ManagedConnection
@@ -462,6 +462,14 @@ class KernelSocket(KernelStrategies, std.socket):
             if connection is None:
                 return ""
             return (self._disabled if not connection.is_multipath else "") or connection.fallback_reason
+
+    def supports(self, feature: str) -> Support:
+        """As ``KernelStack.supports``, and as far as it depends on this connection."""
+        support = self._stack.supports(feature)
+        with self.event_lock:
+            connection = self._find_connection()
+            operation = self._stack.operation_of(feature)
+            return connection.supports(operation) if support and operation and connection is not None else support
 
     def info(self) -> ConnectionInfo:
         with self.event_lock:

@@ -73,8 +73,6 @@ class KernelSubflows(EnhancedInterface, KernelEvents):
         """As bind and connect would refuse them; the kernel would take some and let the subflow fail later."""
         if len(local.address) != len(remote.address):
             raise PathError(f"{local.host} and {remote.host} are of two families")
-        if local.address not in self._stack.local_addresses(hidden=True):
-            raise PathError(f"{local.host} is not an address of this host", errno.EADDRNOTAVAIL)
         if any((s.local, s.remote) == (local, remote) for s in self.subflows()):
             raise PathError(f"there is a subflow from {local} to {remote}", errno.EADDRINUSE)
 

@@ -1,0 +1,189 @@
+"""What this package's socket costs on the kernel's stack: against a raw ``socket.socket(..., IPPROTO_MPTCP)`` with buffers of
+64 KiB and 1 MiB, and its asyncio streams against asyncio's own over the same raw sockets.
+
+    python -m benchmarks.kernel_sockets [SECONDS [ROUNDS]]
+
+Sender and receiver are two processes in a network namespace, over loopback. Kinds take turns within a round; the figure is
+the median over the rounds of each kind's rate divided by its opponent's of the same round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import socket as std
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mptcp
+from mptcp.core.units import KIB, MIB
+from mptcp.sockets.kernel import KernelStack
+from mptcp.testing.netns import Namespace, become_namespace_root
+
+SECONDS = 1.0
+ROUNDS = 7
+STREAM_BYTES = 64 * KIB
+IPPROTO_MPTCP = 262
+
+
+def raw_socket() -> std.socket:
+    return std.socket(std.AF_INET, std.SOCK_STREAM, IPPROTO_MPTCP)
+
+
+def our_socket() -> Any:
+    return mptcp.socket(std.AF_INET, std.SOCK_STREAM, IPPROTO_MPTCP)
+
+
+def receive(listener: Any, size: int, done: Any) -> None:
+    """Counts octets from the first to the last: (octets, seconds)."""
+    sock = listener.accept()[0]
+    buffer = bytearray(size)
+    total = sock.recv_into(buffer)
+    begun = time.perf_counter()
+    while count := sock.recv_into(buffer):
+        total += count
+    done.send((total, time.perf_counter() - begun))
+
+
+def send(sock: Any, size: int, seconds: float) -> None:
+    data = bytes(size)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        sock.sendall(data)
+    sock.close()
+
+
+def blocking(make: Callable[[], Any], size: int, seconds: float) -> float:
+    """Octets per second through two sockets that ``make`` makes, with buffers of ``size``."""
+    listener = make()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=receive, args=(listener, size, theirs))
+    child.start()
+    sock = make()
+    sock.connect(listener.getsockname())
+    send(sock, size, seconds)
+    total, taken = ours.recv()
+    child.join()
+    listener.close()
+    return float(total) / float(taken)
+
+
+class Plain:
+    """asyncio's own streams over raw sockets; the loop only takes connected ones of that protocol."""
+
+    @staticmethod
+    async def serve(callback: Any) -> Any:
+        listener = raw_socket()
+        listener.bind(("127.0.0.1", 0))
+        return await asyncio.start_server(callback, sock=listener)
+
+    @staticmethod
+    async def connect(port: int) -> Any:
+        sock = raw_socket()
+        sock.connect(("127.0.0.1", port))
+        sock.setblocking(False)
+        # asyncio does not see that this is TCP (proto is 262) and leaves it off.
+        sock.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, 1)
+        return await asyncio.open_connection(sock=sock)
+
+
+class Ours:
+    """This package's."""
+
+    @staticmethod
+    async def serve(callback: Any) -> Any:
+        return await mptcp.start_server(callback, "127.0.0.1", 0)
+
+    @staticmethod
+    async def connect(port: int) -> Any:
+        return await mptcp.open_connection("127.0.0.1", port)
+
+
+def streams(kind: Any, seconds: float) -> float:
+    """Octets per second through streams: a process reads, this one writes and drains."""
+    ours, theirs = multiprocessing.Pipe()
+
+    async def reading() -> None:
+        finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            total = len(await reader.read(STREAM_BYTES))
+            begun = time.perf_counter()
+            while data := await reader.read(STREAM_BYTES):
+                total += len(data)
+            finished.set_result((total, time.perf_counter() - begun))
+            writer.close()
+
+        server = await kind.serve(client)
+        theirs.send(server.sockets[0].getsockname()[1])
+        theirs.send(await finished)
+        server.close()
+
+    child = multiprocessing.get_context("fork").Process(target=lambda: asyncio.run(reading()))
+    child.start()
+    port = ours.recv()
+
+    async def writing() -> None:
+        _, writer = await kind.connect(port)
+        data = bytes(STREAM_BYTES)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    asyncio.run(writing())
+    total, taken = ours.recv()
+    child.join()
+    return float(total) / float(taken)
+
+
+def compare(name: str, raw: Callable[[], float], ours: Callable[[], float], wanted: float, rounds: int) -> None:
+    """Prints one row of the table."""
+    pairs = []
+    for turn in range(rounds + 1):
+        # Who begins has the warmer caches or the colder ones: it changes every round. The first round is for warmth.
+        first, second = (raw, ours) if turn % 2 else (ours, raw)
+        one, two = first(), second()
+        if turn:
+            pairs.append((one, two) if turn % 2 else (two, one))
+    ratio = statistics.median(b / a for a, b in pairs)
+    raw_rate, our_rate = (statistics.median(rates) * 8 / 1e9 for rates in zip(*pairs, strict=True))
+    verdict = "ok" if ratio >= wanted else "BELOW"
+    print(f"{name:28} {raw_rate:10.2f} {our_rate:10.2f} {ratio:8.3f}   >= {wanted:.2f} {verdict}", flush=True)
+
+
+def main() -> None:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else ROUNDS
+    if not become_namespace_root():
+        sys.exit("network namespaces cannot be made here: run as root or under `unshare -Urn`")
+    with Namespace("host") as namespace:
+        namespace.ip("link set lo up")
+        namespace.sysctl("net.ipv4.tcp_congestion_control", "reno")
+        with namespace.entered(), KernelStack() as stack, mptcp.use(stack):
+            print(
+                f"{'':28} {'raw Gbit/s':>10} {'ours':>10} {'ratio':>8}   (median of {rounds} rounds of {seconds:g} s)"
+            )
+            for size in (64 * KIB, 1 * MIB):
+                compare(
+                    f"socket, {size // KIB} KiB buffers",
+                    lambda size=size: blocking(raw_socket, size, seconds),  # type: ignore[misc]
+                    lambda size=size: blocking(our_socket, size, seconds),  # type: ignore[misc]
+                    0.98, rounds,
+                )  # fmt: skip
+            compare(
+                "asyncio streams, 64 KiB", lambda: streams(Plain, seconds), lambda: streams(Ours, seconds), 0.97, rounds
+            )
+
+
+if __name__ == "__main__":
+    main()
