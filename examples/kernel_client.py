@@ -29,8 +29,9 @@ async def main(host: str = "", port: str = "80") -> None:
     print(f"stack: {stack!r}, events: {stack.supports('events').reason or 'the kernel tells them'}")
     server = None
     if not host:
-        server = await mptcp.start_server(answer, "127.0.0.1", 0)
-        host, port = server.sockets[0].getsockname()
+        listener = mptcp.create_server(("127.0.0.1", 0))
+        host, port = listener.getsockname()
+        server = await mptcp.start_server(answer, sock=listener)
 
     reader, writer = await mptcp.open_connection(host, int(port))
     sock = writer.get_extra_info("socket")  # a socket.socket, with more methods

@@ -13,7 +13,7 @@ import mptcp
 from mptcp.testing.netns import Lab, become_namespace_root, needs_kernel_mptcp, needs_namespaces
 
 
-def echo(listener: mptcp.KernelSocket) -> None:
+def echo(listener: mptcp.Socket | mptcp.KernelSocket) -> None:
     # The listening socket stays open: the kernel takes joins only while it does.
     while True:
         peer, _ = listener.accept()
@@ -29,7 +29,7 @@ def wait_for(events: mptcp.EventStream, kind: mptcp.EventKind) -> None:
             return
 
 
-def show(sock: mptcp.KernelSocket, when: str) -> None:
+def show(sock: mptcp.Socket | mptcp.KernelSocket, when: str) -> None:
     print(f"{when}:")
     for s in sock.subflows():
         backup = ", backup" if s.backup else ""
