@@ -211,4 +211,3 @@ def test_sockets_of_every_wrong_kind(broker: BrokerProcess, far: Far) -> None:
                     assert answer.text
 
     Child(broker.lab, work).join()
-    assert broker.lines().count("the socket is TCP, or fell back") == 1
