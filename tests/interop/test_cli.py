@@ -148,7 +148,8 @@ def test_demo_with_the_kernel(kernel_mptcp: None, tmp_path: Path) -> None:
     first, second = report["paths"]
     assert first["was_cut"] is True
     assert first["bytes_received"] > 2 << 20
-    assert second["bytes_received"] > 8 << 20
+    assert second["bytes_received"] > 4 << 20  # all that was left at the cut, which a busy machine makes late
+    assert first["bytes_received"] + second["bytes_received"] >= 16 << 20
     assert report["before_cut_bits"] > 1.3 * max(first["alone_bits"], second["alone_bits"])
     assert 0 < report["longest_stall_s"] < 5
     assert report["peer_counters"]["fallbacks"] == 0
