@@ -6,7 +6,7 @@ import errno
 import os
 import socket as std
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.errors import ConfigurationError, NotSupportedError, PathError
@@ -15,6 +15,7 @@ from mptcp.kernel import features
 from mptcp.kernel.addresses import local_addresses
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.control import OPERATIONS, Control, find_control
+from mptcp.kernel.endpoints import Endpoints
 from mptcp.kernel.managing import ManagedConnection, Managing
 from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
@@ -66,6 +67,9 @@ _NEEDS = {
     "TCP_MULTIPATH_REMOVE": "remove",
     "TCP_MULTIPATH_BIND": "announce",
     "reset_subflow": "reset_subflow",
+    "set_path_manager": "create_subflow",
+    "wanted_subflows": "create_subflow",
+    "set_subflow_setup": "create_subflow",
 }
 
 
@@ -153,6 +157,31 @@ class KernelStack(Stack):
                     raise os_error(errno.ENETDOWN)
                 self._monitor = Monitor(self.namespace, control)
             return self._monitor
+
+    def check_steering(self, what: str, operation: str, connection: KernelConnection | None = None) -> None:
+        """OSError where connections cannot be steered: EPERM without the privilege, EOPNOTSUPP under another path manager."""
+        support = connection.supports(operation) if connection is not None else self.control.supports(operation)
+        if not support:
+            number = errno.EOPNOTSUPP if features.steering(self.namespace) else errno.EPERM
+            raise PathError(f"{what}: {support.reason}: {support.fix}", number)
+
+    def check_restriction(self, allowed: Collection[bytes]) -> None:
+        """NotSupportedError where the in-kernel path manager would use other addresses than these for a connection: it asks
+        nobody, and knows no connection that is restricted."""
+        if features.path_manager(self.namespace) != features.KERNEL_MANAGER:
+            return
+        endpoints = Endpoints(self.namespace)
+        try:
+            others = [e.local.host for e in endpoints.list() if e.local.address not in allowed]
+        except OSError:
+            return  # no path manager at all
+        finally:
+            endpoints.close()
+        if others:
+            raise NotSupportedError(
+                f"the in-kernel path manager of this namespace would use {', '.join(others)}, too: remove these endpoints "
+                "(ip mptcp endpoint), or set net.mptcp.path_manager=userspace"
+            )
 
     def start_managing(self, managed: ManagedConnection, token: int) -> None:
         """From now on it has its turns."""

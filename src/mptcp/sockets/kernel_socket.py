@@ -191,7 +191,9 @@ class KernelSocket(KernelStrategies, std.socket):
         if _is_name(address):
             address = from_endpoint(self.family, remote)
         with self.event_lock:
+            self._adopt_profile(remote)
             config = self._effective_config(remote)
+            self._check_restriction(config)
             if self._spent:
                 # Linux: an MPTCP socket whose connect has failed cannot connect again, as TCP's can.
                 self._replace(opt.IPPROTO_MPTCP if config.multipath else std.IPPROTO_TCP)
@@ -261,8 +263,10 @@ class KernelSocket(KernelStrategies, std.socket):
         with self.event_lock:
             if not self._listening:
                 config = self._effective_config()
+                self._check_restriction(config)
                 self._become(config.multipath, config.disabled_reason)
                 self._bind_listener(config)
+                self._adopt_profile(None)
             super().listen(backlog)
             self._listening = True
             self._stack.prepare()

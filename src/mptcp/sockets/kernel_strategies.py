@@ -99,6 +99,9 @@ class KernelStrategies(AdvancedInterface, KernelAddresses):
             profile = settings.profile
             if profile is not None and not (support := self._profile_support(profile)):
                 raise NotSupportedError(support.reason)
+            explicit = settings.path_manager, settings.wanted, settings.setup
+            if any(explicit) and explicit != (before.path_manager, before.wanted, before.setup):
+                self._check_manageable()
             self._advanced = settings
             try:
                 self._apply_options(settings, before)
@@ -107,6 +110,22 @@ class KernelStrategies(AdvancedInterface, KernelAddresses):
             except BaseException:
                 self._advanced = before
                 raise
+
+    def _check_manageable(self) -> None:
+        """A path manager that could do nothing is not taken. (A profile is: paths are only a part of it.)"""
+        connection = self._find_connection()
+        if self._stack.multipath and (connection is None or connection.is_multipath):
+            self._stack.check_steering("a path manager", "create_subflow", connection)
+
+    def _adopt_profile(self, remote: Endpoint | None) -> None:
+        """The policy's for this destination, where the program has chosen nothing. NotSupportedError."""
+        if self._advanced.has_strategies:
+            return
+        policy = self._stack.policy
+        rule = policy.rule_for(remote) if remote is not None else None
+        name = (rule.profile if rule is not None else "") or policy.profile
+        if name:
+            self.profile = name
 
     def _profile_support(self, profile: Profile) -> Support:
         if profile.name in PROFILES:
