@@ -26,6 +26,7 @@ from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import PathManagerNetlink
 from mptcp.kernel.reading import SUBFLOW_STATES, Reading, Surroundings, surroundings_of
 from mptcp.kernel.segment_routing import SegmentRoute, SegmentRoutes, free_port
+from mptcp.kernel.send_buffer import hold_send_buffer
 from mptcp.kernel.subflow_ids import SubflowIds
 
 #: Subflows of one connection, unless its owner says otherwise; the kernel itself has no limit under the user-space path
@@ -48,6 +49,9 @@ class KernelConnection(ConnectionEvents):
     - ENOBUFS where a limit is reached.
     """
 
+    #: Whether the send buffer is fixed before there is a second subflow (``send_buffer.py`` says why).
+    holds_send_buffer = True
+
     def __init__(
         self,
         fd: int,
@@ -64,6 +68,7 @@ class KernelConnection(ConnectionEvents):
         reading = Reading(fd, namespace, ids=ids, surroundings=surroundings, accepted=accepted)
         #: Limit of subflows at a time.
         self.max_subflows = MAX_SUBFLOWS
+        self._holds_buffer = False
         self._usable = False
         self._usable_after_s = USABLE_S[0]
         self._watches_usable = False
@@ -253,6 +258,7 @@ class KernelConnection(ConnectionEvents):
     def note_usable(self) -> None:
         """With the lock."""
         self._usable = True
+        self._hold_send_buffer()
         if self._wishes and not self._watches_usable:
             self._watches_usable = True
             self._monitor.call_later(0.0, self._grant)
@@ -280,6 +286,7 @@ class KernelConnection(ConnectionEvents):
                 self._fd, self.token, local, address_id, remote, backup=backup, interface=interface
             )
 
+        self._hold_send_buffer()
         self._with_id(local, create)
         if number in self._pending:
             self._pending[number] = True
@@ -300,6 +307,11 @@ class KernelConnection(ConnectionEvents):
                 if again.errno != errno.EAGAIN:
                     raise
                 raise PathError(HALF_CLOSED, errno.ENOTCONN) from None
+
+    def _hold_send_buffer(self) -> None:
+        if self.holds_send_buffer and not self._holds_buffer and self.token:
+            self._holds_buffer = True
+            hold_send_buffer(self._fd, self._namespace)
 
     def _create_late(self, number: int, local: Endpoint, remote: Endpoint, backup: bool, interface: int) -> None:
         """As wished for earlier: an error has nobody to go to but the events."""

@@ -1,0 +1,43 @@
+"""The send buffer is fixed before there is a second subflow, unless the program has chosen one."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.namespace import NetNamespace
+from mptcp.kernel.send_buffer import largest
+
+Make = Callable[..., Any]
+SO_BUF_LOCK = 72
+
+
+def buffer_of(sock: socket.socket) -> tuple[bool, int]:
+    locked = sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) & 1
+    return bool(locked), sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+
+def test_with_the_second_subflow(make_steered: Make) -> None:
+    pair = make_steered()
+    assert not buffer_of(pair.client_socket)[0]
+    pair.client.open_subflow(pair.local(2), pair.remote(2))
+    with NetNamespace(pair.lab.client.fileno()) as namespace:
+        assert buffer_of(pair.client_socket) == (True, largest(namespace))
+
+
+def test_what_the_program_has_chosen_stays(make_steered: Make) -> None:
+    pair = make_steered()
+    pair.client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
+    pair.client.open_subflow(pair.local(2), pair.remote(2))
+    assert buffer_of(pair.client_socket) == (True, 200_000)
+
+
+def test_it_can_be_left_alone(make_steered: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KernelConnection, "holds_send_buffer", False)
+    pair = make_steered()
+    pair.client.open_subflow(pair.local(2), pair.remote(2))
+    assert not buffer_of(pair.client_socket)[0]
