@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import mptcp
+from mptcp.core.multipath.local_addresses import MAX_LISTED_ADDRESSES
 from mptcp.errors import ConfigurationError, NotSupportedError, PathError
 from mptcp.links.loopback import LoopbackLink
 from mptcp.sockets import structures
-from mptcp.sockets.legacy import MAX_LISTED_ADDRESSES
 from mptcp.sockets.policy import MAX_RULES, Policy, Rule
 
 TCP = std.IPPROTO_TCP
@@ -38,7 +38,9 @@ class Connected:
         self.near = self.client.socket(family)
         self.near.settimeout(10)
         self.near.connect((self.there, 80))
-        self.far, _ = self.listener.accept()
+        far, _ = self.listener.accept()
+        assert isinstance(far, mptcp.Socket)
+        self.far = far
         self.far.settimeout(10)
 
     def check(self) -> None:

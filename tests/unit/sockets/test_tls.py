@@ -81,21 +81,27 @@ class EchoServer:
         self.listening.close()
 
 
+@pytest.fixture(params=HOSTS)
+def host(request: pytest.FixtureRequest) -> str:
+    """The server's address, of either family."""
+    address: str = request.param
+    return address
+
+
 @pytest.fixture
-def pair(stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext) -> Iterator[mptcp.TlsSocket]:
+def pair(stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext, host: str) -> Iterator[mptcp.TlsSocket]:
     client, server = stacks
-    echo = EchoServer(server, server_tls)
-    sock = client.socket()
+    echo = EchoServer(server, server_tls, host)
+    sock = client.socket(std.AF_INET6 if ":" in host else std.AF_INET)
     sock.settimeout(10)
-    sock.connect(("10.0.0.2", 443))
-    tls = client_tls.wrap_socket(sock, server_hostname="10.0.0.2")
+    sock.connect((host, 443))
+    tls = client_tls.wrap_socket(sock, server_hostname=host)
     yield tls
     tls.close()
     echo.finish()
     assert echo.error is None
 
 
-@pytest.mark.parametrize("host", HOSTS)
 def test_echo(stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext, host: str) -> None:
     client, server = stacks
     echo = EchoServer(server, server_tls, host)
@@ -127,7 +133,7 @@ def _read(tls: mptcp.TlsSocket, count: int) -> bytes:
 
 
 def test_the_octets_on_the_wire_are_encrypted(
-    stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext
+    stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext, host: str
 ) -> None:
     client, server = stacks
     secret = b"nobody shall read this"
@@ -148,10 +154,10 @@ def test_the_octets_on_the_wire_are_encrypted(
             return spy(limit)
 
     link.__class__ = Spy
-    echo = EchoServer(server, server_tls)
+    echo = EchoServer(server, server_tls, host)
     with mptcp.use(client):
-        sock = mptcp.create_connection(("10.0.0.2", 443), 10)
-    with mptcp.wrap_socket(client_tls, sock, "10.0.0.2") as tls:
+        sock = mptcp.create_connection((host, 443), 10)
+    with mptcp.wrap_socket(client_tls, sock, host) as tls:
         tls.sendall(secret)
         assert _read(tls, len(secret)) == secret
     echo.finish()
@@ -159,11 +165,11 @@ def test_the_octets_on_the_wire_are_encrypted(
     assert secret not in seen
 
 
-def test_wrong_name(stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext) -> None:
+def test_wrong_name(stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext, host: str) -> None:
     client, server = stacks
-    echo = EchoServer(server, server_tls)
+    echo = EchoServer(server, server_tls, host)
     with mptcp.use(client):
-        sock = mptcp.create_connection(("10.0.0.2", 443), 10)
+        sock = mptcp.create_connection((host, 443), 10)
     with pytest.raises(ssl.SSLCertVerificationError, match="not valid for"):
         mptcp.wrap_socket(client_tls, sock, "other.example")
     sock.close()
@@ -223,14 +229,16 @@ def test_wrong_arguments(stacks: Any, client_tls: mptcp.SSLContext, server_tls: 
     sock.close()
 
 
-def test_connect_after_wrapping(stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext) -> None:
+def test_connect_after_wrapping(
+    stacks: Any, server_tls: ssl.SSLContext, client_tls: mptcp.SSLContext, host: str
+) -> None:
     client, server = stacks
-    echo = EchoServer(server, server_tls)
-    tls = mptcp.wrap_socket(client_tls, client.socket(), "10.0.0.2")
+    echo = EchoServer(server, server_tls, host)
+    tls = mptcp.wrap_socket(client_tls, client.socket(std.AF_INET6 if ":" in host else std.AF_INET), host)
     tls.settimeout(10)
-    tls.connect(("10.0.0.2", 443))
+    tls.connect((host, 443))
     with pytest.raises(ValueError, match="already-connected"):
-        tls.connect(("10.0.0.2", 443))
+        tls.connect((host, 443))
     tls.sendall(b"x")
     assert tls.recv(10) == b"x"
     tls.close()
@@ -388,7 +396,6 @@ def test_a_context_takes_the_kernels_sockets_as_ever(server_tls: ssl.SSLContext,
 
 
 # --- asyncio ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("host", HOSTS)
 def test_asyncio_tls(stacks: Any, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, host: str) -> None:
     client, server = stacks
 
@@ -422,22 +429,26 @@ def test_asyncio_tls(stacks: Any, server_tls: ssl.SSLContext, client_tls: ssl.SS
     asyncio.run(main())
 
 
-def test_asyncio_wrong_certificate(stacks: Any, server_tls: ssl.SSLContext) -> None:
+def test_asyncio_wrong_certificate(stacks: Any, server_tls: ssl.SSLContext, host: str) -> None:
     client, server = stacks
 
     async def main() -> None:
         async with asyncio.timeout(20):
             with mptcp.use(server):
-                await mptcp.start_server(lambda r, w: None, "10.0.0.2", 443, ssl=server_tls)
+                await mptcp.start_server(lambda r, w: None, host, 443, ssl=server_tls)
             with mptcp.use(client), pytest.raises(ssl.SSLCertVerificationError):
-                await mptcp.open_connection("10.0.0.2", 443, ssl=True)
+                await mptcp.open_connection(host, 443, ssl=True)
             with mptcp.use(client), pytest.raises(ValueError, match="server_hostname"):
-                await aio.create_connection(asyncio.Protocol, sock=client.socket(), ssl=True)
+                await aio.create_connection(
+                    asyncio.Protocol, sock=client.socket(std.AF_INET6 if ":" in host else std.AF_INET), ssl=True
+                )
 
     asyncio.run(main())
 
 
-def test_start_tls_in_the_middle(stacks: Any, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+def test_start_tls_in_the_middle(
+    stacks: Any, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, host: str
+) -> None:
     client, server = stacks
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -451,12 +462,12 @@ def test_start_tls_in_the_middle(stacks: Any, server_tls: ssl.SSLContext, client
     async def main() -> None:
         async with asyncio.timeout(20):
             with mptcp.use(server):
-                await mptcp.start_server(serve, "10.0.0.2", 443)
+                await mptcp.start_server(serve, host, 443)
             with mptcp.use(client):
-                reader, writer = await mptcp.open_connection("10.0.0.2", 443)
+                reader, writer = await mptcp.open_connection(host, 443)
             writer.write(b"STARTTLS\n")
             assert await reader.readline() == b"go\n"
-            await writer.start_tls(client_tls, server_hostname="10.0.0.2")
+            await writer.start_tls(client_tls, server_hostname=host)
             writer.write(b"encrypted\n")
             assert await reader.readline() == b"encrypted\n"
             assert writer.get_extra_info("ssl_object") is not None
