@@ -1,6 +1,11 @@
-"""Multipath TCP for Python: one API, and a TCP and MPTCP stack in user space beneath it.
+"""Multipath TCP (RFC 8684) for Python: one API over the kernel's MPTCP and over a stack of our own in user space.
 
-The public names; they are imported when first used, so that a part of the package costs no more than it needs.
+``create_connection``, ``create_server``, ``open_connection``, ``start_server`` and ``socket`` are those of the standard
+library and asyncio. On Linux they need no set-up and no privilege: sockets are the kernel's (``KernelStack``), MPTCP
+where both ends have it, else TCP, with the reason in ``fallback_reason``. ``with use(stack):`` chooses another stack:
+``UserStack`` over links of one's own, ``UdpStack`` over UDP.
+
+The names below are imported when first used, so that a part of the package costs no more than it needs.
 """
 
 from importlib import import_module
@@ -82,6 +87,8 @@ if TYPE_CHECKING:
     from mptcp.sockets.tls import wrap_socket as wrap_socket
     from mptcp.sockets.udp import UdpStack as UdpStack
     from mptcp.sockets.user import UserStack as UserStack
+
+__version__ = "0.1.0"
 
 _HOME = {
     "mptcp.core.multipath.config": ("ConnectionConfig",),

@@ -6,9 +6,11 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
+import mptcp
 from mptcp.cli import broker, demo, dump, events, get, ls, pm, serve
 from mptcp.cli import run as run_program
 from mptcp.errors import ConfigurationError
@@ -20,7 +22,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="mptcp",
-    help="Multipath TCP in user space: fetch and serve files over several paths at once.",
+    help="Multipath TCP: over the kernel's MPTCP, or over this package's own stack in user space.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -41,18 +43,38 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for verb, command in (
-    ("get", get.get),
-    ("serve", serve.serve),
-    ("dump", dump.dump),
-    ("demo", demo.demo),
-    ("broker", broker.broker),
-    ("ls", ls.ls),
-    ("pm", pm.pm),
-    ("events", events.events),
-):
-    app.command(verb)(interruptible(command))
-app.command("run", context_settings=run_program.CONTEXT)(interruptible(run_program.run))
+#: In the order of ``mptcp --help``, with what it says of each: short enough for a terminal of 80 columns.
+VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("get", get.get, "Fetch a file over several paths, or the rest of one."),
+    ("serve", serve.serve, "Serve a directory by HTTP."),
+    ("run", run_program.run, "Run any program; its TCP sockets become MPTCP."),
+    ("ls", ls.ls, "List connections with their subflows."),
+    ("events", events.events, "Print what happens to connections."),
+    ("pm", pm.pm, "Manage the paths of all connections."),
+    ("broker", broker.broker, "Steer connections of unprivileged programs."),
+    ("dump", dump.dump, "Print the packets of a capture."),
+    ("demo", demo.demo, "See a path fail in the middle of a transfer."),
+)
+for verb, command, summary in VERBS:
+    settings = run_program.CONTEXT if verb == "run" else None
+    app.command(verb, short_help=summary, context_settings=settings)(interruptible(command))
+
+
+def show_version(wanted: bool) -> None:
+    """``mptcp --version``."""
+    if wanted:
+        print(f"mptcp {mptcp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    # No docstring: it would take the place of the help above.
+    return
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +96,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, UsageError):
             message = str(getattr(error, "format_message", error.__str__)())
-            return fail(" ".join(message.split()).rstrip("."), EXIT_USAGE, " (mptcp --help)")
+            message = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
+            context = getattr(error, "ctx", None)
+            return fail(message, EXIT_USAGE, f" ({getattr(context, 'command_path', 'mptcp')} --help)")
         raise
 
 

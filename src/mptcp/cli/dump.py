@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -19,13 +20,17 @@ LINK_HEADERS: Final = {
 }
 LINK_RAW: Final = frozenset({12, 14, 101, 228, 229})
 ETHERTYPE_IPV4, ETHERTYPE_IPV6 = 0x0800, 0x86DD
+#: How the older format begins: times in microseconds or nanoseconds, in either order of octets.
+PCAP_MAGIC: Final = tuple(magic.to_bytes(4, order) for magic in (0xA1B2C3D4, 0xA1B23C4D) for order in ("big", "little"))
 VLAN_TAGS: Final = frozenset({0x8100, 0x88A8})
 
 ARROWS = {INBOUND: "<", OUTBOUND: ">"}
 
 
 def dump(
-    file: Annotated[Path, typer.Argument(help="A pcapng file (mptcp get --pcap, tcpdump, Wireshark).", metavar="FILE")],
+    file: Annotated[
+        Path, typer.Argument(help="A pcapng file (of mptcp get --pcap, Wireshark, tshark).", metavar="FILE")
+    ],
     absolute: Annotated[
         bool, typer.Option("--absolute", help="Time of day instead of seconds since the first.")
     ] = False,
@@ -59,6 +64,11 @@ def read(file: Path) -> list[CapturedPacket]:
     try:
         return read_pcapng(file)
     except ValueError as error:
+        with suppress(OSError), file.open("rb") as opened:
+            if opened.read(4) in PCAP_MAGIC:
+                raise ConfigurationError(
+                    f"{file} is a pcap file, as tcpdump writes it: make it pcapng with editcap -F pcapng {file} NEW"
+                ) from None
         raise ConfigurationError(str(error)) from None
     except OSError as error:
         raise ConfigurationError(f"{file}: {error.strerror}") from None

@@ -36,7 +36,15 @@ class HttpConnection(http.client.HTTPConnection):
         self._connector = connector
 
     def connect(self) -> None:
-        self.sock = self._connector((self.host, self.port), self.timeout)
+        """An OSError of that says where to."""
+        try:
+            self.sock = self._connector((self.host, self.port), self.timeout)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if self.host not in reason:
+                where = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+                error.strerror = f"{where}: {reason}"
+            raise
 
 
 @dataclass(frozen=True, slots=True)

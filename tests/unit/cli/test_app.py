@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import mptcp
 from mptcp.cli import app, demo, dump, get
 from mptcp.cli.kernel_stack import StackName, choose
 from mptcp.links.pcap import OUTBOUND, PcapWriter
@@ -53,6 +54,7 @@ def site(tmp_path: Path) -> Path:
         (["demo", "--rates", "0,5"], "1 to 10000"),
         (["dump", "/nowhere"], "No such file"),
         (["dump", __file__], "is no pcapng file"),
+        (["serve", "--frobnicate"], "(mptcp serve --help)"),
     ],
 )
 def test_wrong_command_line_is_one_sentence(
@@ -68,10 +70,30 @@ def test_wrong_command_line_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_verb_and_cuts_none_short(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert app.run(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert all(verb in out for verb in ("get", "serve", "dump", "demo"))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for verb, _, summary in app.VERBS:
+        assert f"{verb:6}  {summary}" in lines
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"mptcp {mptcp.__version__}\n"
+
+
+def test_a_capture_in_the_older_format_names_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.pcap").write_bytes(bytes.fromhex("d4c3b2a1020004000000000000000000000004000100000000"))
+    assert app.run(["dump", str(tmp_path / "x.pcap")]) == 2
+    assert "editcap -F pcapng" in capsys.readouterr().err
+
+
+def test_who_did_not_answer_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["get", "http://10.99.1.1:1/x", "--link", "loopback", "-o", str(tmp_path / "x")]) == 1
+    assert capsys.readouterr().err == "mptcp: 10.99.1.1:1: Connection refused; nothing was received\n"
 
 
 def test_get_over_two_paths_in_process(site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
