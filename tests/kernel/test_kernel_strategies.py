@@ -97,6 +97,19 @@ def test_hot_standby(ends: Ends, eventually: Callable[..., None]) -> None:
     assert accepted.recv(14) == b"over the other"
 
 
+def test_a_profile_of_the_policy(ends: Ends, eventually: Callable[..., None]) -> None:
+    server = ends.lab.server_address(1)
+    ends.client.set_policy(mptcp.Policy(rules=(mptcp.Rule(network=server, profile="hot-standby"),)))
+    sock, _ = ends.connect()
+    eventually(lambda: len(active(sock)) == 2)
+    assert sock.profile == "hot-standby"
+    ends.client.set_policy(mptcp.Policy(profile="reliable"))
+    with pytest.raises(mptcp.NotSupportedError):
+        ends.connect()
+    sock, _ = ends.connect(lambda sock: setattr(sock, "profile", "bulk"))
+    assert sock.profile == "bulk"
+
+
 def test_a_wanted_number(ends: Ends, eventually: Callable[..., None]) -> None:
     sock, _ = ends.connect()
     sock.wanted_subflows = 4

@@ -118,6 +118,8 @@ class ManagedConnection(Subscriber):
     def replace(self, manager: PathManager | None) -> None:
         """Another path manager takes over; it hears of what there is as of a connection just established."""
         with self._lock:
+            self._manager = None
+            self._synchronise()  # the new one is to see, and to be able to close, what has just been established
             self._manager = manager
             self._pending.clear()
             self._started = False

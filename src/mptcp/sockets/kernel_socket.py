@@ -146,6 +146,7 @@ class KernelSocket(KernelStrategies, std.socket):
     # --- connecting --------------------------------------------------------------------------------------------------
     def connect(self, address: Any) -> None:
         address = self._prepare_connect(address)
+        self._stack.note(self)
         try:
             self._connect_within_limit(address)
         except BlockingIOError:
@@ -161,6 +162,7 @@ class KernelSocket(KernelStrategies, std.socket):
             address = self._prepare_connect(address)
         except OSError as error:
             return error.errno or errno.EIO
+        self._stack.note(self)
         number = super().connect_ex(address)
         if number in (errno.EINPROGRESS, errno.EAGAIN):
             self._pending = True
@@ -319,6 +321,7 @@ class KernelSocket(KernelStrategies, std.socket):
         if listener._settings.events:
             sock.__class__ = KernelSocketWithEvents
         sock._accepted = True
+        sock._stack.note(sock)
         sock.note_connected()
         return sock
 
@@ -510,6 +513,11 @@ class KernelSocket(KernelStrategies, std.socket):
         except OSError:
             return False
         return True
+
+    def look_after(self) -> None:
+        """In the monitor's thread: the connection has got a second subflow."""
+        with contextlib.suppress(OSError):  # it has just been closed
+            self._find_connection()
 
     def _begin_connection(self) -> None:
         """The descriptor is connected."""

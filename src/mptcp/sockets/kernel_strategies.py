@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mptcp.core.path_managers.base import PathManager
+from mptcp.core.path_managers.restore import Restore
 from mptcp.core.schedulers.base import Redundancy
 from mptcp.errors import NotSupportedError, PathError
 from mptcp.info import Endpoint, Support
@@ -160,18 +161,23 @@ class KernelStrategies(AdvancedInterface, KernelAddresses):
     def _manager_factory(self) -> Callable[[], PathManager] | None:
         return self._manager_of(self._advanced) or self._config.path_manager
 
+    def _default_manager(self) -> Callable[[], PathManager] | None:
+        """Paths are the program's own or the namespace's business: only what is lost is opened again."""
+        return Restore if self._stack.looks_after else None
+
     def _change_manager(self) -> None:
         """The connection, if there is one, gets the path manager of the settings; it begins with what is there."""
         factory = self._manager_factory()
         if self._managed is not None:
-            self._managed.replace(factory() if factory is not None else None)
+            chosen = factory or self._default_manager()
+            self._managed.replace(chosen() if chosen is not None else None)
         elif factory is not None and self._find_connection() is not None:
             self._check_multipath()
             self._start_managing()
 
     def _start_managing(self) -> None:
         """The connection that there is now gets its path manager, if one is wanted and there is none yet."""
-        connection, factory = self._connection, self._manager_factory()
+        connection, factory = self._connection, self._manager_factory() or self._default_manager()
         if connection is None or factory is None or not connection.token or self._managed is not None:
             return
         managed = ManagedConnection(
