@@ -7,6 +7,7 @@ before a connection begins whether it is MPTCP or TCP, and reads and steers it a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket as std
