@@ -9,9 +9,9 @@ PYTEST := $(BIN)/python -m pytest
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Two stamps: the demo needs only the command line and the lab, tests need everything.
+# Two stamps: the demo needs only the command line, tests need everything.
 $(VENV)/.cli: pyproject.toml tools/make_venv.sh
-	@tools/make_venv.sh $(VENV) cli,lab
+	@tools/make_venv.sh $(VENV) cli
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml tools/make_venv.sh
@@ -42,7 +42,7 @@ format: $(VENV)/.dev ## let ruff put the files into shape
 bench: $(VENV)/.dev ## speed and memory, as a table
 	$(BIN)/python -m benchmarks
 
-docs: $(VENV)/.dev ## write the generated pages (docs/counters.md, docs/requirements.md, tables of docs/kernel.md) anew
+docs: $(VENV)/.dev ## write the generated pages and tables of docs/ anew
 	$(BIN)/python tools/counters_page.py --write
 	$(BIN)/python tools/requirements_page.py --write
 	$(BIN)/python tools/subflow_options_page.py --write
