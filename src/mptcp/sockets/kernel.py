@@ -29,6 +29,7 @@ from mptcp.sockets.kernel_strategies import (
     NO_WEIGHTS,
     profile_support,
 )
+from mptcp.sockets.kernel_watch import Watch
 from mptcp.sockets.legacy import LegacyPolicy
 from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.policy import Policy
@@ -79,8 +80,8 @@ class KernelStack(Stack):
     ``namespace``: a network namespace (a name, a path, a descriptor) for its sockets; None: the process's. ``config``: what
     connections start with, as far as Linux has it. ``hidden``: addresses that are neither announced nor used unless a
     program names them. ``legacy_policy``, ``policy``: as of ``UserStack``. ``control``: who does what needs a privilege;
-    None: this process with CAP_NET_ADMIN, else the broker. ``failure_policy``: what is done about dead subflows of
-    connections that have one of this package's path managers (``config``, ``set_path_manager``, a profile); None: nothing.
+    None: this process with CAP_NET_ADMIN, else the broker. ``failure_policy``: what is done about dead subflows and lost
+    ones, with the privilege to; None: nothing.
     """
 
     name = "kernel"
@@ -111,6 +112,7 @@ class KernelStack(Stack):
         self._monitor: Monitor | None = None
         self.failure_policy = failure_policy
         self._managing: Managing | None = None
+        self._watch: Watch | None = None
         self._hears_events: bool | None = None  # None: nobody has needed to know
         self._closed = False
 
@@ -262,7 +264,20 @@ class KernelStack(Stack):
         if self._hears_events is None:
             self._hears_events = bool(self.control.supports("events"))
         if self._hears_events:
-            self.monitor  # noqa: B018 it listens from its making on
+            monitor = self.monitor  # it listens from its making on
+            if self.failure_policy is not None and self._watch is None:
+                self._watch = Watch()
+                monitor.subscribe_all(self._watch)
+
+    def note(self, sock: KernelSocket) -> None:
+        """A connection of this socket begins, or has begun."""
+        if self._watch is not None:
+            self._watch.note(sock)
+
+    @property
+    def looks_after(self) -> bool:
+        """Whether dead subflows are closed, and lost ones opened again, where the program has chosen no path manager."""
+        return self._watch is not None
 
     def open_connection(self, fd: int, accepted: bool, lock: threading.RLock) -> KernelConnection:
         """What reads and steers the connection with that descriptor."""
