@@ -46,6 +46,7 @@ docs: $(VENV)/.dev ## write the generated pages and tables of docs/ anew
 	$(BIN)/python tools/counters_page.py --write
 	$(BIN)/python tools/requirements_page.py --write
 	$(BIN)/python tools/subflow_options_page.py --write
+	$(BIN)/python tools/refused_options_page.py --write
 
 musts: $(VENV)/.dev ## the MUSTs of an RFC that nothing cites: make musts RFC=path/to/rfc8684.txt
 	$(BIN)/python tools/rfc_musts.py $(RFC)
