@@ -338,7 +338,7 @@ def test_no_delay_means_latency_unless_the_program_has_chosen(world: World) -> N
 def test_names_that_nobody_has(world: World) -> None:
     with world.client() as sock:
         with pytest.raises(mptcp.PathError, match="there are lowest-rtt") as failed:
-            sock.set_scheduler("blest")
+            sock.set_scheduler("fairest")
         assert failed.value.errno == 2  # ENOENT
         with pytest.raises(mptcp.PathError, match="there are fullmesh"):
             sock.set_path_manager("mesh")
