@@ -21,7 +21,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 #: A file of the repository in backquotes; in a test's, a name or the beginning of one (``::test_close_*``).
 MENTIONED = re.compile(r"`((?:src|tests|tools|docs|examples|packaging|benchmarks)/[\w./*-]*)(?:::(\w+)(\*?))?`")
 BENCHMARK = re.compile(r"python -m (benchmarks(?:\.\w+)?)")
-COMMAND = re.compile(r"^(?:[$#] |sudo )?(mptcp [a-z]+ .*)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:[$#] |sudo )?(mptcp [a-z]+(?: .*)?)$", re.MULTILINE)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
