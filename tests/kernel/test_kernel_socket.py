@@ -372,3 +372,25 @@ def test_closing_the_stack(host_namespace: Namespace) -> None:
     with client, accepted:
         client.sendall(b"on")
         assert accepted.recv(2) == b"on"
+
+
+def test_a_forked_child_does_not_disturb_its_parent(stack: KernelStack) -> None:
+    client, accepted = connected(stack)
+    events = client.events()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            right = len(client.subflows()) == 1 and client.connection_id
+            client.close()
+            accepted.close()
+            status = 0 if right else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    with client, accepted:
+        client.sendall(b"on")
+        assert accepted.recv(2) == b"on"
+        for sock in (accepted, client):
+            sock.shutdown(std.SHUT_WR)
+        assert [event.kind for event in events][-1] is mptcp.EventKind.CLOSED

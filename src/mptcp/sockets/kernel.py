@@ -21,7 +21,7 @@ from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.sockets.address import os_error
-from mptcp.sockets.base import Stack
+from mptcp.sockets.base import OPTION_PREFIXES, PARTS, Stack
 from mptcp.sockets.kernel_socket import KernelSocket
 from mptcp.sockets.kernel_strategies import (
     NO_REDUNDANCY,
@@ -33,7 +33,7 @@ from mptcp.sockets.kernel_watch import Watch
 from mptcp.sockets.legacy import LegacyPolicy
 from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.policy import Policy
-from mptcp.sockets.profiles import PROFILES
+from mptcp.sockets.profiles import profile_known
 
 DEFAULT_FAILURE_POLICY = FailurePolicy()
 
@@ -108,7 +108,8 @@ class KernelStack(Stack):
             raise NotSupportedError(f"fate_sharing: {_MISSING['fate_sharing'].reason}")
         self._legacy_given = legacy_policy
         self._lock = threading.Lock()
-        self._control = control
+        self._control = self._given_control = control
+        self._pid = os.getpid()
         self._monitor: Monitor | None = None
         self.failure_policy = failure_policy
         self._managing: Managing | None = None
@@ -144,6 +145,12 @@ class KernelStack(Stack):
     @property
     def control(self) -> Control:
         with self._lock:
+            if self._pid != os.getpid():
+                # The parent's threads are not here, and its netlink sockets are the parent's to read.
+                self._pid = os.getpid()
+                self._monitor = self._managing = self._control = self._watch = self._hears_events = None
+                if self._given_control is not None:
+                    self._control = self._given_control
             if self._control is None:
                 if self._closed:
                     raise os_error(errno.ENETDOWN)
@@ -210,11 +217,9 @@ class KernelStack(Stack):
             return _MISSING[feature]
         if feature.startswith("profile:"):
             name = feature.removeprefix("profile:")
-            if name not in PROFILES:
-                return Support(False, f"no profile is called {name!r}", f"one of {', '.join(PROFILES)}")
-            return profile_support(name)
-        known = hasattr(KernelSocket, feature) or feature == "events" or feature in _NEEDS or feature in OPERATIONS
-        if not known and not feature.upper().startswith(("SO_", "TCP_", "IP_", "IPV6_", "MPTCP_")):
+            return profile_known(name) and profile_support(name)
+        known = hasattr(KernelSocket, feature) or feature in PARTS or feature in _NEEDS or feature in OPERATIONS
+        if not known and not feature.upper().startswith(OPTION_PREFIXES):
             return Support(False, f"{feature!r} is nothing this package knows of")
         if not (multipath := self.multipath):
             plain = feature in ("multipath_enabled", "is_multipath") or (feature in _NEEDS or feature in OPERATIONS)

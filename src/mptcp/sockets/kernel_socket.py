@@ -58,7 +58,7 @@ _NOT_TRIED = (errno.EISCONN, errno.EALREADY, errno.EBADF, errno.EINVAL, errno.EA
 
 #: What else a new descriptor needs to be told again; these the kernel remembers for the socket alone.
 _STATE = (
-    "_accepted", "_advanced", "_allowed", "_bound", "_config", "_connection", "_disabled", "_failed", "_futures", "_kept", "_leaving", "_listening", "_lock", "_managed", "_news", "_only_tcp", "_options",
+    "_accepted", "_advanced", "_allowed", "_bound", "_config", "_connection", "_disabled", "_failed", "_futures", "_kept", "_leaving", "_listening", "_lock", "_managed", "_news", "_only_tcp", "_options", "_pid",
     "_pending", "_remotes", "_settings", "_spent", "_stack", "_stream",
 )  # fmt: skip
 
@@ -101,6 +101,7 @@ class KernelSocket(KernelStrategies, std.socket):
         self._remotes: tuple[Endpoint, ...] = ()
         self._bound: Endpoint | None = None
         self._listening = False
+        self._pid = os.getpid()  # of who has made the connection's object
         self._accepted = False  # it came from a listening socket
         self._spent = False  # a connect has failed
         self._failed: FailedAttempt | None = None
@@ -342,8 +343,11 @@ class KernelSocket(KernelStrategies, std.socket):
 
     def _let_go(self) -> None:
         """With the lock: the descriptor is about to be another's."""
-        self._stop_managing()
+        if self._pid == os.getpid():
+            self._stop_managing()
         connection, self._connection = self._connection, None
+        if self._pid != os.getpid():
+            return
         if connection is not None:
             connection.on_news = None
             connection.close()
@@ -504,6 +508,9 @@ class KernelSocket(KernelStrategies, std.socket):
         return self._pending or self._find_connection() is not None
 
     def _find_connection(self) -> KernelConnection | None:
+        if self._connection is not None and self._pid != os.getpid():
+            # What listens for it is the parent's, descriptors included: it must not be closed here.
+            self._connection = self._managed = None
         if self._connection is None and not self._listening and self._is_connected():
             self._begin_connection()
         return self._connection
@@ -525,6 +532,7 @@ class KernelSocket(KernelStrategies, std.socket):
         with self.event_lock:
             if self._connection is None:
                 self._pending = False
+                self._pid = os.getpid()
                 self._connection = connection = self._stack.open_connection(self.fileno(), self._accepted, self._lock)
                 connection.max_subflows = self._most_subflows()
                 connection.on_news = _waker(self)
