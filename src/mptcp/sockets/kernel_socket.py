@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, cast
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.errors import NotSupportedError, PathError
 from mptcp.info import ConnectionInfo, Endpoint, Support
-from mptcp.kernel import sockopt
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.managing import ManagedConnection
 from mptcp.sockets import options as opt
@@ -29,26 +28,17 @@ from mptcp.sockets.advanced import UNTOLD, AdvancedSettings
 from mptcp.sockets.events import EventStream
 from mptcp.sockets.kernel_events import FailedAttempt, recvmsg_with_events
 from mptcp.sockets.kernel_options import (
-    MAX_SYN_RETRIES,
     REFUSAL_ERRNOS,
-    REFUSED_BY_LINUX,
-    Treatment,
     connect_limit_s,
     refused,
 )
-from mptcp.sockets.kernel_strategies import KernelStrategies
+from mptcp.sockets.kernel_sockopt import KernelOptions
 from mptcp.sockets.legacy import AWARE_SETTINGS, DEFAULT_SETTINGS, MultipathSettings
-from mptcp.sockets.multipath_options import EXTENDED_OPTIONS
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from typing_extensions import Buffer
-
     from mptcp.sockets.kernel import KernelStack
-
-#: Options set before the connection that are set again if the socket has to become one of the other protocol.
-MAX_KEPT_OPTIONS = 128
 
 #: ``struct linger``: close with a reset.
 _RESET = struct.pack("ii", 1, 0)
@@ -63,7 +53,7 @@ _STATE = (
 )  # fmt: skip
 
 
-class KernelSocket(KernelStrategies, std.socket):
+class KernelSocket(KernelOptions, std.socket):
     """Made by ``KernelStack.socket``, ``create_connection``, ``create_server`` or ``accept``; or as ``socket.socket`` is.
 
     ``proto`` reads as IPPROTO_TCP, so that asyncio and others know it for what it is to them; ``SO_PROTOCOL`` tells which
@@ -369,87 +359,6 @@ class KernelSocket(KernelStrategies, std.socket):
                 setattr(self, name, getattr(other, name))
 
     # --- options -----------------------------------------------------------------------------------------------------
-    def setsockopt(self, level: int, optname: int, value: int | Buffer | None, optlen: int | None = None) -> None:
-        """As ``socket.socket``, and the options of RFC 6897 and of draft-hesmans-mptcp-socket; docs/kernel.md lists those
-        that Linux refuses on MPTCP sockets, with what becomes of them."""
-        if value is None:
-            super().setsockopt(level, optname, None, cast(int, optlen))
-            return
-        plain = value if isinstance(value, int) else bytes(memoryview(value))
-        if _is_extended(level, optname):
-            with self.event_lock:
-                self._check_open()
-                self._set_extended(level, optname, plain)
-            return
-        try:
-            super().setsockopt(level, optname, plain)
-        except OSError as error:
-            if error.errno not in REFUSAL_ERRNOS or not self._is_mptcp_descriptor():
-                raise
-            with self.event_lock:
-                self._set_refused(level, optname, plain, error)
-            return
-        self._keep_option(level, optname, plain)
-
-    def _set_refused(self, level: int, optname: int, value: int | bytes, error: OSError) -> None:
-        """With the lock: Linux does not take this option on an MPTCP socket."""
-        entry = REFUSED_BY_LINUX.get((level, optname))
-        if entry is not None and entry.treatment is Treatment.KEPT:
-            self._options[level, optname] = opt.to_int(value)
-            return
-        if (level, optname) == (std.IPPROTO_TCP, std.TCP_SYNCNT):
-            number = opt.to_int(value)
-            if not 1 <= number <= MAX_SYN_RETRIES:
-                raise os_error(errno.EINVAL)
-            self._options[level, optname] = number
-            return
-        if entry is not None and not self._is_aware() and not self._has_connection() and not self._listening:
-            # A program that does not know of MPTCP means what TCP has: it gets TCP.
-            self._only_tcp = f"{entry.name} was set, which only TCP has"
-            self._become(False, self._only_tcp)
-            self.setsockopt(level, optname, value)
-            return
-        raise refused(level, optname, error) from None
-
-    def getsockopt(self, level: int, optname: int, buflen: int | Buffer = 0) -> Any:
-        """As ``socket.socket``. The drafts' options whose structure is input and output take a buffer that holds it
-        instead of its size; one that can be written to has the result in it afterwards, as in C."""
-        if not _is_extended(level, optname):
-            return self._get_plain(level, optname, buflen)
-        with self.event_lock:
-            self._check_open()
-            return opt.answer(buflen, lambda argument: self._get_extended(level, optname, argument))
-
-    def _get_plain(self, level: int, optname: int, buflen: Any) -> Any:
-        kept = self._options.get((level, optname))
-        if kept is None:
-            try:
-                value: int | bytes = super().getsockopt(level, optname, buflen)
-                if self._pending and value and (level, optname) == (std.SOL_SOCKET, std.SO_ERROR):
-                    self._attempt_failed(value if isinstance(value, int) else int.from_bytes(value, "little"))
-                return value
-            except OSError as error:
-                if error.errno not in REFUSAL_ERRNOS or not self._is_mptcp_descriptor():
-                    raise
-                entry = REFUSED_BY_LINUX.get((level, optname))
-                if entry is None or entry.treatment is Treatment.REFUSED:
-                    raise refused(level, optname, error) from None
-                kept = self._path_mtu() if entry.name.endswith("_MTU") else entry.default
-        return kept.to_bytes(4, "little", signed=True)[:buflen] if buflen else kept
-
-    def _path_mtu(self) -> int:
-        sizes = [entry.tcp.pmtu for entry in sockopt.full_info(self.fileno()).subflows if entry.tcp.pmtu]
-        if not sizes:
-            raise os_error(errno.ENOTCONN)
-        return min(sizes)
-
-    def _keep_option(self, level: int, optname: int, value: int | bytes) -> None:
-        if self._connection is None and (len(self._kept) < MAX_KEPT_OPTIONS or (level, optname) in self._kept):
-            self._kept[level, optname] = value
-        if (level, optname) in ((std.SOL_SOCKET, std.SO_SNDBUF), (std.SOL_SOCKET, std.SO_RCVBUF)):
-            changes = opt.tcp_changes(level, optname, value) or {}
-            self._config = self._config.changed(tcp=self._config.tcp.changed(**changes))
-
     def _subscribe(self, mask: int) -> None:
         """``recvmsg`` gives events on sockets that ask for them, and on no others."""
         super()._subscribe(mask)
@@ -500,7 +409,7 @@ class KernelSocket(KernelStrategies, std.socket):
 
     def _is_mptcp_descriptor(self) -> bool:
         try:
-            return super().getsockopt(std.SOL_SOCKET, std.SO_PROTOCOL) == opt.IPPROTO_MPTCP
+            return bool(super().getsockopt(std.SOL_SOCKET, std.SO_PROTOCOL) == opt.IPPROTO_MPTCP)
         except OSError:
             return False
 
@@ -598,12 +507,6 @@ def _waker(sock: KernelSocket) -> Callable[[], None]:
             alive.handle_news()
 
     return wake
-
-
-def _is_extended(level: int, optname: int) -> bool:
-    if level == std.IPPROTO_TCP:
-        return optname in EXTENDED_OPTIONS
-    return (level, optname) == (std.SOL_SOCKET, std.SO_BINDTODEVICE)
 
 
 def _is_name(address: Any) -> bool:
