@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     AnySocket: TypeAlias = "Socket | KernelSocket"
 
 
+#: What ``supports`` is asked for besides methods, properties and options of a socket: parts of them that a stack may lack.
+PARTS = frozenset({"events", "half_close", "reset_subflow", "redundancy", "ktls"})
+OPTION_PREFIXES = ("SO_", "TCP_", "IP_", "IPV6_", "MPTCP_")
+
+
 class Stack(ABC):
     """A TCP/MPTCP stack: this package's own over links, or the operating system's."""
 
@@ -30,7 +35,8 @@ class Stack(ABC):
 
     @abstractmethod
     def supports(self, feature: str) -> Support:
-        """Whether ``feature`` (the name of a socket's method or option, e.g. "open_subflow") works on this stack."""
+        """Whether ``feature`` works on this stack: a socket's method, property or option by its name ("open_subflow",
+        "TCP_MULTIPATH_ADD"), one of ``PARTS``, or "profile:NAME"."""
 
     @abstractmethod
     def socket(

@@ -21,7 +21,7 @@ from mptcp.kernel.managing import ManagedConnection
 from mptcp.kernel.steering import ConnectionSteering
 from mptcp.sockets.advanced import AdvancedInterface, AdvancedSettings
 from mptcp.sockets.kernel_addresses import KernelAddresses
-from mptcp.sockets.profiles import PROFILES, Profile
+from mptcp.sockets.profiles import PROFILES, Profile, profile_named
 
 #: What Linux does of each profile; one that is not here asks for what it lacks.
 PROFILES_HERE = {
@@ -40,6 +40,7 @@ NO_WEIGHTS = "Linux' scheduler knows no weights: use set_backup, or the user-spa
 
 def profile_support(name: str) -> Support:
     """What the kernel does of a profile."""
+    name = profile_named(name).name
     if name in PROFILES_HERE:
         return Support(True, PROFILES_HERE[name])
     profile = PROFILES[name]

@@ -22,6 +22,7 @@ from mptcp.core.schedulers.overflow import Overflow
 from mptcp.core.schedulers.steady import Steady
 from mptcp.core.units import KIB, MIB, MILLISECOND, NEVER, SECOND
 from mptcp.errors import ConfigurationError
+from mptcp.info import Support
 
 #: What is through before a further subflow could be of use (REQ9): octets, and seconds.
 SHORT_BYTES = 64 * KIB
@@ -204,6 +205,14 @@ ALIASES = {"handover": "hot-standby", "interactive": "latency", "aggregate": "bu
 PROFILES: dict[str, Profile] = {
     profile.name: profile for profile in (BULK, LATENCY, STEADY, RELIABLE, HOT_STANDBY, OVERFLOW)
 }
+
+
+def profile_known(name: str) -> Support:
+    """Whether a profile, or one of Apple's names, is called so."""
+    key = ALIASES.get(name, name)
+    if key in PROFILES:
+        return Support(True)
+    return Support(False, f"no profile is called {name!r}", f"one of {', '.join([*PROFILES, *ALIASES])}")
 
 
 def profile_named(name: str) -> Profile:

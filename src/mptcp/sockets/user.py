@@ -24,11 +24,12 @@ from mptcp.runtime.pump import Pump
 from mptcp.runtime.waiting import Source
 from mptcp.sockets.address import os_error
 from mptcp.sockets.advanced import AdvancedSettings
-from mptcp.sockets.base import Stack, Support
+from mptcp.sockets.base import OPTION_PREFIXES, PARTS, Stack, Support
 from mptcp.sockets.legacy import AWARE_SETTINGS, LegacyPolicy, MultipathSettings
 from mptcp.sockets.options import IPPROTO_MPTCP, SocketOptions
 from mptcp.sockets.policy import Policy
 from mptcp.sockets.ports import Ports
+from mptcp.sockets.profiles import profile_known
 from mptcp.sockets.publish import Publisher
 from mptcp.sockets.socket import Socket
 from mptcp.sockets.state import CLOSED
@@ -145,7 +146,9 @@ class UserStack(Stack):
     def supports(self, feature: str) -> Support:
         if feature in _UNSUPPORTED:
             return _UNSUPPORTED[feature]
-        if hasattr(Socket, feature) or feature.upper().startswith(("SO_", "TCP_", "IP_", "IPV6_")):
+        if feature.startswith("profile:"):
+            return profile_known(feature.removeprefix("profile:"))
+        if hasattr(Socket, feature) or feature in PARTS or feature.upper().startswith(OPTION_PREFIXES):
             return Support(True)
         return Support(False, f"{feature!r} is nothing this package knows of")
 

@@ -251,6 +251,15 @@ def wait_event(scene: Scene, stream: Any, kind: EventKind) -> Any:
     return found[0]
 
 
+def two_heard_of(scene: Scene) -> tuple[Any, Any]:
+    """A connection with two subflows, and its events, once both have been told: who only looks now and then may be late."""
+    sock, _ = scene.two_subflows()
+    stream = sock.events()
+    for _ in range(2):
+        wait_event(scene, stream, EventKind.SUBFLOW_ESTABLISHED)
+    return sock, stream
+
+
 @probe(EVENTS, "connection and subflow established")
 def event_established(scene: Scene) -> Any:
     sock = scene.connect()
@@ -262,8 +271,7 @@ def event_established(scene: Scene) -> Any:
 
 @probe(EVENTS, "subflow closed by the peer")
 def event_closed(scene: Scene) -> Any:
-    sock, _ = scene.two_subflows()
-    stream = sock.events()
+    sock, stream = two_heard_of(scene)
     scene.tell(sock, CLOSE)
     wait_event(scene, stream, EventKind.SUBFLOW_CLOSED)
     return sock
@@ -271,8 +279,7 @@ def event_closed(scene: Scene) -> Any:
 
 @probe(EVENTS, "... with the reason")
 def event_reason(scene: Scene) -> Any:
-    sock, _ = scene.two_subflows()
-    stream = sock.events()
+    sock, stream = two_heard_of(scene)
     scene.tell(sock, CLOSE)
     expect(wait_event(scene, stream, EventKind.SUBFLOW_CLOSED).reason not in ("", "unknown"), "no reason is told")
     return sock
@@ -299,8 +306,7 @@ def event_removed(scene: Scene) -> Any:
 
 @probe(EVENTS, "priority changed by the peer")
 def event_priority(scene: Scene) -> Any:
-    sock, _ = scene.two_subflows()
-    stream = sock.events()
+    sock, stream = two_heard_of(scene)
     scene.tell(sock, PRIORITY)
     expect(wait_event(scene, stream, EventKind.PRIORITY_CHANGED).backup)
     return sock
