@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
@@ -40,7 +41,7 @@ def dump(
 ) -> None:
     """Print the packets of a pcapng file, one line each."""
     packets = read(file)
-    start_ns = packets[0].time_ns if packets and not absolute else 0
+    start_ns = packets[0].time_ns if packets else 0
     dumper = Dumper(relative=not raw_numbers, verbose=verbose)
     many = len({packet.interface for packet in packets}) > 1
     for packet in packets:
@@ -50,13 +51,17 @@ def dump(
         text = dumper.line(data, packet.length - len(packet.data) + len(data))
         if mptcp_only and "mptcp" not in text.lower():
             continue
-        seconds, rest = divmod(packet.time_ns - start_ns, 1_000_000_000)
+        at = time_of_day(packet.time_ns) if absolute else f"{(packet.time_ns - start_ns) // 1000 / 1e6:>12.6f}"
         where = f"{packet.interface} " if many and packet.interface else ""
         arrow = ARROWS.get(packet.direction, "")
         comment = f"  # {printable(packet.comment)}" if packet.comment else ""
-        print(
-            f"{seconds:>{10 if absolute else 5}}.{rest // 1000:06d} {where}{arrow}{' ' if arrow else ''}{text}{comment}"
-        )
+        print(f"{at} {where}{arrow}{' ' if arrow else ''}{text}{comment}")
+
+
+def time_of_day(time_ns: int) -> str:
+    """Local time, with microseconds."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{rest // 1000:06d}"
 
 
 def read(file: Path) -> list[CapturedPacket]:

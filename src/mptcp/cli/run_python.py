@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,6 +49,8 @@ def run(
         exits.enter_context(shown(stack.user_stack, Path(module or arguments[0]).name))
         exits.enter_context(patched(stack.user_stack))
         if module is not None:
+            # The command line itself has imported some of what a program can be, http.server for one.
+            warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning, "runpy")
             _execute(module, ["-m", *arguments], os.getcwd(), lambda: runpy.run_module(module, None, "__main__", True))
         else:
             path = arguments[0]

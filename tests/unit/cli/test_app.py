@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,10 @@ def test_get_over_two_paths_in_process(site: Path, tmp_path: Path, capsys: pytes
     assert "Flags [S]" in lines[0]
     assert "capable" in lines[0]
     assert any("join" in line for line in lines)
+    assert app.run(["dump", "--absolute", str(capture)]) == 0
+    absolute = capsys.readouterr().out.splitlines()
+    assert len(absolute) > 10
+    assert all(re.match(r"[0-2]\d:[0-5]\d:[0-6]\d\.\d{6} \S", line) for line in absolute)
     assert app.run(["dump", "--mptcp", str(capture)]) == 0
     assert 0 < len(capsys.readouterr().out.splitlines()) <= len(lines)
 

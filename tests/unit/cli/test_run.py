@@ -50,6 +50,13 @@ def test_a_module_with_arguments(site: Path, tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "out").read_text() == "['--bind', '0.0.0.0', '80']"
 
 
+def test_a_module_that_the_command_line_has_imported_too_runs_without_a_warning(site: Path) -> None:
+    command = [sys.executable, "-m", "mptcp", "run", f"--link=loopback:{site}", "-m", "http.server", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--directory" in done.stdout
+
+
 def test_the_exit_status_and_the_traceback_are_the_programs(site: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import sys\nsys.exit(7)\n")
