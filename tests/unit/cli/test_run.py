@@ -51,7 +51,7 @@ def test_a_module_with_arguments(site: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_module_that_the_command_line_has_imported_too_runs_without_a_warning(site: Path) -> None:
-    command = [sys.executable, "-m", "mptcp", "run", f"--link=loopback:{site}", "-m", "http.server", "--help"]
+    command = [sys.executable, "-m", "mptcp", "run", f"--link=loopback:{site}", "-m", "http.server", "--", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--directory" in done.stdout
