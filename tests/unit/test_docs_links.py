@@ -63,6 +63,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @each_page
+def test_pages_that_are_named_without_a_link_exist(page: Path) -> None:
+    for path in re.findall(r"\b(docs/[\w-]+\.md)\b", text_of(page)):
+        assert (ROOT / path).exists(), f"there is no {path}"
+
+
+@each_page
 def test_files_and_tests_that_are_named_exist(page: Path) -> None:
     for path, name, more in MENTIONED.findall(text_of(page)):
         files = [*ROOT.glob(path)] if "*" in path else [ROOT / path]
