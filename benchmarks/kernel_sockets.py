@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import socket as std
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mptcp
@@ -38,8 +39,15 @@ def our_socket() -> Any:
     return mptcp.socket(std.AF_INET, std.SOCK_STREAM, IPPROTO_MPTCP)
 
 
+def settle(which: int) -> None:
+    """This process keeps to one processor: where the two ends share one, or change it, rates are worlds apart."""
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[which % len(processors)]})
+
+
 def receive(listener: Any, size: int, done: Any) -> None:
     """Counts octets from the first to the last: (octets, seconds)."""
+    settle(-1)
     sock = listener.accept()[0]
     buffer = bytearray(size)
     total = sock.recv_into(buffer)
@@ -47,6 +55,17 @@ def receive(listener: Any, size: int, done: Any) -> None:
     while count := sock.recv_into(buffer):
         total += count
     done.send((total, time.perf_counter() - begun))
+
+
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """Within it this process keeps to another processor than the receiver's."""
+    before = os.sched_getaffinity(0)
+    settle(0)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def send(sock: Any, size: int, seconds: float) -> None:
@@ -67,7 +86,8 @@ def blocking(make: Callable[[], Any], size: int, seconds: float) -> float:
     child.start()
     sock = make()
     sock.connect(listener.getsockname())
-    send(sock, size, seconds)
+    with settled():
+        send(sock, size, seconds)
     total, taken = ours.recv()
     child.join()
     listener.close()
@@ -125,7 +145,11 @@ def streams(kind: Any, seconds: float) -> float:
         theirs.send(await finished)
         server.close()
 
-    child = multiprocessing.get_context("fork").Process(target=lambda: asyncio.run(reading()))
+    def read_there() -> None:
+        settle(-1)
+        asyncio.run(reading())
+
+    child = multiprocessing.get_context("fork").Process(target=read_there)
     child.start()
     port = ours.recv()
 
@@ -140,7 +164,8 @@ def streams(kind: Any, seconds: float) -> float:
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
-    asyncio.run(writing())
+    with settled():
+        asyncio.run(writing())
     total, taken = ours.recv()
     child.join()
     return float(total) / float(taken)
