@@ -57,7 +57,11 @@ def broker(
 
 def _serve(rules: Policy, policy: Path | None, path: Path, user: str) -> None:
     activated = systemd.activated_socket()
-    listener = activated or service.listen(path)
+    try:
+        listener = activated or service.listen(path)
+    except PermissionError as error:
+        text = f"{error.filename or path}: {error.strerror}: run it as root, or name another place with --socket"
+        raise PermissionError(error.errno, text) from None
     try:
         kept = privileges.drop(user=user)
         if CAP_NET_ADMIN not in kept:

@@ -58,7 +58,7 @@ def pm(
     policy = FailurePolicy(timeouts=timeouts) if watchdog else None
     namespace = NetNamespace()
     if not (allowed := features.steering(namespace)):
-        raise PermissionError(errno.EPERM, f"{allowed.reason}: {allowed.fix}")
+        raise PermissionError(errno.EPERM, f"{allowed.reason}: run it as root, or inside `unshare -Urn`")
     if not (there := features.mptcp(namespace)):
         raise OSError(errno.EOPNOTSUPP, f"{there.reason}: {there.fix}")
     began = time.monotonic()

@@ -126,7 +126,11 @@ def _open(path: str) -> int:
         return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         where = "" if "/" in path else f" in {NAMED} (`ip netns list` shows those that have a name)"
-        raise OSError(error.errno, f"there is no network namespace {path}{where}: {error.strerror}") from None
+        if isinstance(error, PermissionError):
+            text = f"the network namespace {path} may not be opened: {error.strerror}; run it as root"
+        else:
+            text = f"there is no network namespace {path}{where}: {error.strerror}"
+        raise OSError(error.errno, text) from None
 
 
 def _set(fd: int, what: str) -> None:

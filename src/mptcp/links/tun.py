@@ -248,5 +248,7 @@ def _open_device() -> int:
         ) from None
     except PermissionError as error:
         raise PermissionError(
-            error.errno, "/dev/net/tun may not be opened by this user: run as root, or use an AF_PACKET link"
+            error.errno,
+            "/dev/net/tun may not be opened by this user: run as root; UDP (--link udp) and the kernel's stack "
+            "(--stack kernel) need no privilege",
         ) from None
