@@ -134,3 +134,19 @@ def test_asyncio_is_looked_after_and_an_address_that_returns_is_used(
         exits.enter_context(user_space_manager(NetNamespace(lab.client.fileno())))
         stack = exits.enter_context(KernelStack(namespace=lab.client.fileno()))
         asyncio.run(talk(stack))
+
+
+def test_a_path_manager_chosen_before_a_connect_that_does_not_block(
+    lab: netns.Lab, echo: int, eventually: Callable[..., None]
+) -> None:
+    with (
+        user_space_manager(NetNamespace(lab.client.fileno())),
+        KernelStack(namespace=lab.client.fileno()) as stack,
+        stack.socket() as sock,
+    ):
+        sock.set_path_manager("fullmesh")
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect((lab.server_address(1), echo))
+        # Nothing of this package's is called from here on.
+        eventually(lambda: len(working(sock)) == 2)

@@ -172,7 +172,7 @@ class KernelSocket(KernelOptions, std.socket):
     def note_connected(self) -> None:
         """A connect has succeeded; one that did not block, of this or another part of the program."""
         self._pending = False
-        if self._stream is not None or self._settings.events or self._wants_manager():
+        if self._stream is not None or self._settings.events or self.wants_manager:
             self._begin_connection()
 
     def _prepare_connect(self, address: Any) -> Any:

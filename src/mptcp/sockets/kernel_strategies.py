@@ -155,8 +155,9 @@ class KernelStrategies(AdvancedInterface, KernelAddresses):
     def _manager_key(self, settings: AdvancedSettings) -> object:
         return settings.profile, settings.expected, settings.setup, settings.path_manager, settings.wanted
 
-    def _wants_manager(self) -> bool:
-        """A path manager of this package is to run on the connection."""
+    @property
+    def wants_manager(self) -> bool:
+        """A path manager of this package was chosen for the connection."""
         return self._manager_factory() is not None
 
     def _manager_factory(self) -> Callable[[], PathManager] | None:

@@ -1,5 +1,6 @@
-"""Which sockets of the kernel's stack have to be looked after though their programs ask for nothing: those with more than
-one subflow, as soon as the kernel tells of the second."""
+"""Which sockets of the kernel's stack have to be looked after though their programs do not call: those whose connections
+have more than one subflow, as soon as the kernel tells of the second, and those for which a path manager was chosen before
+a connect that did not block, as soon as it has succeeded."""
 
 from __future__ import annotations
 
@@ -23,12 +24,15 @@ class Watch(Subscriber):
         self.inbox: deque[Notice] = deque()
         self._lock = threading.Lock()
         self._nameless: weakref.WeakSet[KernelSocket] = weakref.WeakSet()  # their tokens are not known yet
+        self._waiting: weakref.WeakSet[KernelSocket] = weakref.WeakSet()  # for their path managers
         self._by_token: weakref.WeakValueDictionary[int, KernelSocket] = weakref.WeakValueDictionary()
 
     def note(self, sock: KernelSocket) -> None:
         """It connects, or has been accepted."""
         with self._lock:
             self._nameless.add(sock)
+            if sock.wants_manager:
+                self._waiting.add(sock)
 
     def work(self) -> None:
         while True:
@@ -36,25 +40,35 @@ class Watch(Subscriber):
                 notice = self.inbox.popleft()
             except IndexError:
                 return
-            if isinstance(notice, PmEvent) and notice.kind is PmEventKind.SUBFLOW_ESTABLISHED:
+            if not isinstance(notice, PmEvent):
+                continue
+            if notice.kind is PmEventKind.SUBFLOW_ESTABLISHED:
                 sock = self._find(notice.token)
-                if sock is not None:
-                    sock.look_after()
-
-    def _find(self, token: int) -> KernelSocket | None:
-        """The socket of a connection: one reading each, for those that nobody has asked for before."""
-        with self._lock:
-            sock = self._by_token.pop(token, None)
+            elif notice.kind is PmEventKind.ESTABLISHED and len(self._waiting):
+                sock = self._find(notice.token, self._waiting)
+            else:
+                continue
             if sock is not None:
-                return sock
-            nameless, self._nameless = self._nameless, weakref.WeakSet()
-            for sock in nameless:
-                try:
-                    found = sockopt.mptcp_info(sock.fileno()).token
-                except OSError:
-                    continue  # closed, or plain TCP
-                if found:
-                    self._by_token[found] = sock
-                else:
-                    self._nameless.add(sock)
-            return self._by_token.pop(token, None)
+                sock.look_after()
+
+    def _find(self, token: int, only: weakref.WeakSet[KernelSocket] | None = None) -> KernelSocket | None:
+        """The socket of a connection, if it is one of ``only``, and it is forgotten here: one reading each, for those that
+        nobody has asked for before."""
+        with self._lock:
+            if token not in self._by_token:
+                nameless, self._nameless = self._nameless, weakref.WeakSet()
+                for sock in nameless:
+                    try:
+                        found = sockopt.mptcp_info(sock.fileno()).token
+                    except OSError:
+                        continue  # closed, or plain TCP
+                    if found:
+                        self._by_token[found] = sock
+                    else:
+                        self._nameless.add(sock)
+            found_sock = self._by_token.get(token)
+            if found_sock is None or (only is not None and found_sock not in only):
+                return None
+            del self._by_token[token]
+            self._waiting.discard(found_sock)
+            return found_sock
