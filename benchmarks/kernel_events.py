@@ -19,6 +19,7 @@ from mptcp.kernel.control import Control, DirectControl, NoControl
 from mptcp.kernel.features import IPPROTO_MPTCP
 from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
+from mptcp.sockets.kernel import KernelStack
 from mptcp.testing.netns import Lab, become_namespace_root, needs_kernel_mptcp, needs_namespaces
 
 #: Share of a processor for 1,000 idle connections, as the project's plan demands.
@@ -78,6 +79,32 @@ def kinds(connection: KernelConnection) -> list[EventKind]:
     return found
 
 
+def looked_after(lab: Lab, count: int, seconds: float, stack: contextlib.ExitStack) -> float:
+    """The same for so many connections of a ``KernelStack``, each with a second subflow and a watchdog."""
+    far = stack.enter_context(KernelStack(namespace=lab.server.fileno(), failure_policy=None))
+    near = stack.enter_context(KernelStack(namespace=lab.client.fileno()))
+    listener = stack.enter_context(far.socket())
+    listener.bind(("", 0))
+    listener.listen(128)
+    pairs = []
+    for _ in range(count):
+        client = stack.enter_context(near.socket())
+        client.connect((lab.server_address(1), listener.getsockname()[1]))
+        server = stack.enter_context(listener.accept()[0])
+        client.sendall(b".")
+        server.sendall(server.recv(1))
+        client.recv(1)
+        client.open_subflow(client.getpeername(), (lab.client_address(2), 0))
+        pairs.append(client)
+    deadline = time.monotonic() + 30
+    while any(len(client.subflows()) < 2 for client in pairs):
+        if time.monotonic() > deadline:
+            raise TimeoutError("not every connection got its second subflow")
+        time.sleep(0.1)
+    time.sleep(3)  # until then they are looked at more often
+    return idle_share(seconds)
+
+
 def main() -> int:
     if (reason := needs_namespaces()) and not become_namespace_root():
         print(f"skipped: {reason}")
@@ -116,6 +143,9 @@ def main() -> int:
         for client, server in pairs:
             client.close()
             server.close()
+        share = looked_after(lab, count, seconds, stack)
+        print(f"{'events and watchdog, two subflows':34}{share * 100:10.2f}{'-':>22}")
+        failed = failed or share > LIMIT
     print(f"\nthe limit is {LIMIT * 100:g} %{': NOT kept' if failed else ''}")
     return int(failed)
 

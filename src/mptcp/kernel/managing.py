@@ -49,6 +49,8 @@ MAX_RETRIES: Final = 6
 DATA_INTERVAL_US: Final = 100 * MILLISECOND
 #: Turns are at least so far apart: one wake-up for many connections.
 MIN_TICK_US: Final = 5 * MILLISECOND
+#: Looks that are not urgent are at multiples of this: many connections have theirs at one wake-up.
+GRID_US: Final = 125 * MILLISECOND
 _GONE: Final = (errno.ENOENT, errno.EINVAL)
 
 
@@ -94,6 +96,7 @@ class ManagedConnection(Subscriber):
         self._denies_join = denies_join_to_initial
         self._remotes: dict[int, Endpoint] = dict(remotes)
         self._paths: dict[tuple[Endpoint, Endpoint], _Path] = {}
+        self._expected = 0  # paths that are not open yet
         self._next_id = 1
         self._started = False
         self._reasons: dict[tuple[Endpoint, Endpoint], str] = {}  # why this side has closed what is about to close
@@ -159,9 +162,10 @@ class ManagedConnection(Subscriber):
         with self._lock:
             if self.is_over:
                 return
-            for ends, path in list(self._paths.items()):
-                if not path.is_open and path.lost_at <= now:
-                    self._closed(ends, "timeout")
+            if self._expected:
+                for ends, path in list(self._paths.items()):
+                    if not path.is_open and path.lost_at <= now:
+                        self._closed(ends, "timeout")
             if self._manager is not None and self._manager.deadline() <= now:
                 self._ask(lambda manager, facts: manager.on_timer(facts))
             if self._look_at <= now:
@@ -231,6 +235,7 @@ class ManagedConnection(Subscriber):
         elif path.is_open:
             return
         path.is_open = True
+        self._expected -= 1
         # Of the B flags, the event has the peer's; that of our own SYN is in the path already.
         path.info.backup = path.info.backup or backup
         if self._started:
@@ -241,6 +246,7 @@ class ManagedConnection(Subscriber):
         if path is None:
             return
         del self._paths[path.info.local, path.info.remote]
+        self._expected -= not path.is_open
         self._ask(lambda manager, facts: manager.on_subflow_closed(facts, *ends, reason))
 
     def _find(self, ends: tuple[Endpoint, Endpoint]) -> _Path | None:
@@ -258,6 +264,7 @@ class ManagedConnection(Subscriber):
         info = PathInfo(self._next_id, *ends, backup)
         self._next_id += 1
         path = self._paths[ends] = _Path(info, False, now_us() + CONNECT_TIMEOUT_US)
+        self._expected += 1
         return path
 
     def _synchronise(self) -> None:
@@ -389,6 +396,8 @@ class ManagedConnection(Subscriber):
             if manager.is_needed(moved[0], moved[1], now):
                 self._ask(lambda manager, facts: manager.on_needed(facts))
         self._look_at = now + interval
+        if interval >= GRID_US:
+            self._look_at -= self._look_at % GRID_US
 
     def _obey(self, verdicts: Sequence[Verdict]) -> None:
         for verdict in verdicts:
@@ -414,7 +423,8 @@ class ManagedConnection(Subscriber):
             due = min(due, self._manager.deadline())
         if self._watchdog is not None or self._pending or (self._manager is not None and self._manager.watches_data):
             due = min(due, self._look_at)
-        due = min([due, *(path.lost_at for path in self._paths.values() if not path.is_open)])
+        if self._expected:
+            due = min([due, *(path.lost_at for path in self._paths.values() if not path.is_open)])
         sooner = due < self.next_us
         self.next_us = due
         if sooner and self.on_sooner is not None:

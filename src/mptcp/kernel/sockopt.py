@@ -52,6 +52,9 @@ _SUBFLOW_DATA: Final = struct.Struct("=4I")
 #: ``struct mptcp_full_info``, up to the ``mptcp_info`` in it.
 _FULL: Final = struct.Struct("=6I2Q")
 _ID: Final = struct.Struct("=I")
+#: Of ``struct mptcp_info``: write_seq, snd_una, bytes_sent, bytes_received.
+_POSITION: Final = struct.Struct("=16x2Q24x2Q")
+_ALL_ONES: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _getsockopt: Any = _libc.getsockopt
@@ -183,6 +186,24 @@ def mptcp_info(fd: int) -> MptcpInfo:
         if length < 0:
             raise _failed(-length, "MPTCP_INFO")
         return MptcpInfo.parse(buffers.small.raw[:length])
+    finally:
+        _local.buffers = buffers
+
+
+def position(fd: int) -> tuple[int, int]:
+    """(octets of the stream sent and received, octets written that are not acknowledged yet): MPTCP_INFO, only these.
+
+    NotSupportedError (EOPNOTSUPP) on a socket that is not MPTCP (any more)."""
+    buffers = _take()
+    try:
+        length = _call(fd, SOL_MPTCP, MPTCP_INFO, buffers.small_at, 512, buffers)
+        if length < _POSITION.size:
+            if length < 0:
+                raise _failed(-length, "MPTCP_INFO")
+            info = MptcpInfo.parse(buffers.small.raw[:length])  # of a kernel that does not count octets
+            return info.bytes_sent + info.bytes_received, info.write_seq - info.snd_una & _ALL_ONES
+        write_seq, snd_una, sent, received = _POSITION.unpack_from(buffers.small)
+        return sent + received, write_seq - snd_una & _ALL_ONES
     finally:
         _local.buffers = buffers
 

@@ -99,7 +99,7 @@ class ConnectionSteering(Steering):
 
     def position(self) -> tuple[int, int]:
         self._check()
-        return position_of(sockopt.mptcp_info(self._fd))
+        return sockopt.position(self._fd)
 
     def read(self) -> FullInfo:
         self._check()

@@ -18,6 +18,8 @@ from mptcp.info import Endpoint
 from mptcp.kernel.layout import ESTABLISHED
 from mptcp.kernel.sockopt import FullInfo, SubflowEntry
 
+#: Looks at a connection without anything in flight until the next ones are further apart.
+RESTS: Final = 8
 #: A fresh subflow for data that is stuck is opened so often within ``RESCUE_PERIOD_US``: it helps at once, or not at all.
 MAX_RESCUES: Final = 2
 RESCUE_PERIOD_US: Final = 10_000_000
@@ -30,7 +32,8 @@ class FailurePolicy:
     timeouts: int = 1  # retransmission timeouts in a row without any acknowledgement
     stuck_us: int = 500_000  # data in flight, and every subflow idle, for so long
     busy_interval_us: int = 20_000  # how often a connection with data in flight is looked at
-    idle_interval_us: int = 250_000  # ... and one without
+    idle_interval_us: int = 250_000  # ... and one without; after some seconds of that less often, up to
+    rest_interval_us: int = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ Verdict = Failing | Reset | OpenFresh
 class Watchdog:
     """The judge of one connection: ``judge`` for every look at it, ``interval_us`` says when the next one is due."""
 
-    __slots__ = ("_backoffs", "_busy", "_idle_since", "_policy", "_rescues", "_seen_working")
+    __slots__ = ("_backoffs", "_busy", "_idle_since", "_policy", "_rescues", "_rests", "_seen_working")
 
     def __init__(self, policy: FailurePolicy) -> None:
         self._policy = policy
@@ -73,20 +76,26 @@ class Watchdog:
         self._idle_since = -1  # data in flight and no subflow that carries any, since then
         self._seen_working = False
         self._rescues: list[int] = []
+        self._rests = 0
         self._backoffs: dict[tuple[Endpoint, Endpoint], int] = {}
 
     def rest(self) -> None:
         """Nothing is in flight: nothing can be wrong, as far as anybody could tell."""
         self._busy = self._seen_working = False
         self._idle_since = -1
+        self._rests += 1
         self._backoffs.clear()
 
     @property
     def interval_us(self) -> int:
-        return self._policy.busy_interval_us if self._busy else self._policy.idle_interval_us
+        policy = self._policy
+        if self._busy:
+            return policy.busy_interval_us
+        return policy.idle_interval_us if self._rests < RESTS else max(policy.idle_interval_us, policy.rest_interval_us)
 
     def judge(self, info: FullInfo, now: int) -> list[Verdict]:
         self._busy = info.mptcp.write_seq != info.mptcp.snd_una
+        self._rests = 0
         subflows = [entry for entry in info.subflows if entry.tcp.state == ESTABLISHED]
         verdicts = self._failing(subflows)
         dead = [entry for entry in subflows if self._is_dead(entry)]

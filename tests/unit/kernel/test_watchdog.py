@@ -5,7 +5,7 @@ import dataclasses
 from mptcp.info import Endpoint
 from mptcp.kernel.layout import ESTABLISHED, SYN_SENT, MptcpInfo, TcpInfo
 from mptcp.kernel.sockopt import FullInfo, SubflowEntry
-from mptcp.kernel.watchdog import MAX_RESCUES, Failing, FailurePolicy, OpenFresh, Reset, Watchdog
+from mptcp.kernel.watchdog import MAX_RESCUES, RESTS, Failing, FailurePolicy, OpenFresh, Reset, Watchdog
 
 ENDS = [(Endpoint.parse(f"10.0.{i}.1", 1000 + i), Endpoint.parse(f"10.0.{i}.2", 80)) for i in range(3)]
 
@@ -100,3 +100,16 @@ def test_rescues_are_few() -> None:
     assert len(found) == MAX_RESCUES
     later = [verdict for step in range(600, 700) for verdict in watchdog.judge(idle, step * 20_000)]
     assert later
+
+
+def test_a_connection_at_rest_is_looked_at_less_often() -> None:
+    policy = FailurePolicy()
+    watchdog = Watchdog(policy)
+    for _ in range(RESTS - 1):
+        watchdog.rest()
+    assert watchdog.interval_us == policy.idle_interval_us
+    watchdog.rest()
+    assert watchdog.interval_us == policy.rest_interval_us
+    watchdog.judge(look(subflow(0)), 0)
+    watchdog.rest()
+    assert watchdog.interval_us == policy.idle_interval_us
