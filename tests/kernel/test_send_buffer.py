@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.features import CAP_NET_ADMIN, has_capability
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.send_buffer import largest
 
@@ -23,6 +24,11 @@ def buffer_of(sock: socket.socket) -> tuple[bool, int]:
 
 def test_with_the_second_subflow(make_steered: Make) -> None:
     pair = make_steered()
+    if not has_capability(CAP_NET_ADMIN):
+        # Only there may a buffer be larger than net.core.wmem_max; a small one would cost more than it saves.
+        pair.client.open_subflow(pair.local(2), pair.remote(2))
+        assert not buffer_of(pair.client_socket)[0]
+        return
     assert not buffer_of(pair.client_socket)[0]
     pair.client.open_subflow(pair.local(2), pair.remote(2))
     with NetNamespace(pair.lab.client.fileno()) as namespace:

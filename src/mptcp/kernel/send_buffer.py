@@ -24,7 +24,7 @@ DEFAULT_BYTES: Final = 4 << 20
 
 def hold_send_buffer(fd: int, namespace: NetNamespace) -> bool:
     """Fixes the send buffer at the largest the kernel would choose, unless the program has chosen one. False without
-    CAP_NET_ADMIN (an ordinary SO_SNDBUF may be far smaller), or where that is not possible."""
+    CAP_NET_ADMIN in the first user namespace (an ordinary SO_SNDBUF may be far smaller), or where that is not possible."""
     sock = socket.socket(fileno=os.dup(fd))
     try:
         if sock.getsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK) & _SEND_BUFFER_LOCKED:
