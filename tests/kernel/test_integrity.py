@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.features import CAP_NET_ADMIN, has_capability
 
 MIB = 1 << 20
 BLOCK = 1 * MIB
@@ -132,8 +133,11 @@ def transfer(pair: Any, size: int, operations: int, seed: int) -> Counter[str]:
 
     A failure here may be Linux': docs/kernel.md, "A fault of the kernel", says how often, and what is done against it.
     """
-    pair.client_socket.settimeout(60)
-    pair.server_socket.settimeout(60)
+    for sock in (pair.client_socket, pair.server_socket):
+        sock.settimeout(60)
+        if not has_capability(CAP_NET_ADMIN):
+            # What docs/kernel.md advises where the send buffer cannot be held for the program.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
     sender, receiver = Sender(pair.client_socket, size, seed), Receiver(pair.server_socket, size)
     meddler = Meddler(pair, seed)
     receiver.start()
