@@ -146,7 +146,7 @@ class ManagedConnection(Subscriber):
         with self._lock:
             self._synchronise()  # what has just been closed there is no path any more
             for address in addresses:
-                self._ask(lambda manager, facts, a=address: manager.on_local_address(facts, a, available))  # type: ignore[misc]
+                self._ask(partial(_on_local_address, address, available))
             self._plan()
 
     def work(self) -> None:
@@ -226,7 +226,7 @@ class ManagedConnection(Subscriber):
                 self._attempt(partial(self._steering.withdraw, address))
             for ends in gone:
                 self._attempt(partial(self._steering.close_subflow, *ends, True, "address-removed"), *_GONE)
-        self._ask(lambda manager, facts: manager.on_local_address(facts, address, available))
+        self._ask(partial(_on_local_address, address, available))
 
     def _opened(self, ends: tuple[Endpoint, Endpoint], backup: bool) -> None:
         path = self._find(ends)
@@ -490,6 +490,10 @@ class Managing:
 
 def _on_failing(subflow_id: int, timeouts: int, manager: PathManager, facts: Facts) -> Sequence[Action]:
     return manager.on_subflow_failing(facts, subflow_id, timeouts)
+
+
+def _on_local_address(address: bytes, available: bool, manager: PathManager, facts: Facts) -> Sequence[Action]:
+    return manager.on_local_address(facts, address, available)
 
 
 def _sentence(action: Action) -> str:

@@ -18,7 +18,7 @@ from mptcp.core.path_managers.registry import PATH_MANAGERS
 from mptcp.core.schedulers.base import Redundancy, Scheduler
 from mptcp.core.schedulers.lowest_rtt import LowestRtt
 from mptcp.core.schedulers.registry import SCHEDULERS
-from mptcp.core.units import SECOND
+from mptcp.core.units import NEVER, SECOND
 from mptcp.errors import PathError
 from mptcp.info import Endpoint, SubflowState
 from mptcp.sockets.multipath_options import BasicInterface
@@ -132,12 +132,10 @@ class AdvancedInterface(BasicInterface):
         else:
             if (after_bytes or 0) < 0 or (after_seconds or 0) < 0:
                 raise PathError("subflows cannot have been set up in the past")
-            made: dict[str, int] = {}
-            if after_bytes is not None:
-                made["after_bytes"] = after_bytes
-            if after_seconds is not None:
-                made["after_us"] = int(after_seconds * SECOND)
-            setup = Setup(**made)  # type: ignore[arg-type]
+            setup = Setup(
+                after_bytes=NEVER if after_bytes is None else after_bytes,
+                after_us=NEVER if after_seconds is None else int(after_seconds * SECOND),
+            )
         self._tell(replace(self._advanced, setup=setup, path_manager=None, wanted=0))
 
     # --- REQ7: how many ----------------------------------------------------------------------------------------------
