@@ -409,6 +409,7 @@ def test_foreign_sockets_are_not_touched(make_steered: Make, make_pair: Make) ->
     fd, token = pair.client_socket.fileno(), pair.client.token
     assert error_of(lambda: control.reset_subflow(fd, token, *ends)) == errno.ENOENT
     assert error_of(lambda: control.destroy_subflow(fd, token, *ends)) == errno.ENOENT
+    assert error_of(lambda: control.set_backup(fd, token, *ends, True)) == errno.ENOENT
     assert error_of(lambda: control.set_subflow_option(fd, token, *ends, 6, 1, bytes(4))) == errno.ENOENT
     assert error_of(lambda: control.remove(fd, token ^ 1, 1)) == errno.ENOTCONN
     other.exchange()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import random
@@ -143,20 +144,27 @@ def transfer(pair: Any, size: int, operations: int, seed: int) -> Counter[str]:
     receiver.start()
     sender.start()
     moved, moved_at = 0, time.monotonic()
-    while receiver.count < size and receiver.is_alive():
-        now = time.monotonic()
-        if receiver.count >= moved + BLOCK:
-            moved, moved_at = receiver.count, now
-        elif now - moved_at > STALL_S:
-            meddler.freshen()
-            moved_at = now
-        # Each operation has its place in the first three quarters of the stream; a slow one may be late.
-        if meddler.done.total() < min(operations, operations * (receiver.count + BLOCK) / (0.75 * size)):
-            meddler.meddle()
-        else:
-            time.sleep(0.0002)
-    sender.join(60)
-    receiver.join(60)
+    try:
+        while receiver.count < size and receiver.is_alive():
+            now = time.monotonic()
+            if receiver.count >= moved + BLOCK:
+                moved, moved_at = receiver.count, now
+            elif now - moved_at > STALL_S:
+                meddler.freshen()
+                moved_at = now
+            # Each operation has its place in the first three quarters of the stream; a slow one may be late.
+            if meddler.done.total() < min(operations, operations * (receiver.count + BLOCK) / (0.75 * size)):
+                meddler.meddle()
+            else:
+                time.sleep(0.0002)
+    except BaseException:
+        for sock in (pair.client_socket, pair.server_socket):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # or the threads would wait for each other
+        raise
+    finally:
+        sender.join(60)
+        receiver.join(60)
     assert (sender.is_alive(), receiver.is_alive()) == (False, False)
     assert receiver.count == size
     assert receiver.digest.digest() == sender.digest.digest()

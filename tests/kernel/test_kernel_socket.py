@@ -6,6 +6,7 @@ import array
 import errno
 import os
 import select
+import signal
 import socket as std
 import ssl
 import threading
@@ -372,6 +373,45 @@ def test_closing_the_stack(host_namespace: Namespace) -> None:
     with client, accepted:
         client.sendall(b"on")
         assert accepted.recv(2) == b"on"
+
+
+def test_a_child_forked_while_other_threads_work_on_the_connection(stack: KernelStack) -> None:
+    client, accepted = connected(stack)
+    events = client.events()
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            client.subflows()
+            client.info()
+            accepted.info()
+            stack.control.supports("events")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    codes = []
+    for _ in range(100):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                # A lock that a thread of the parent held would be held for ever here.
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(10)
+                status = 0 if len(client.subflows()) == 1 and client.info().token and stack.monitor else 2
+                client.close()
+                accepted.close()
+            finally:
+                os._exit(status)
+        codes.append(os.waitpid(child, 0)[1])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    client.close()
+    accepted.close()
+    events.close()
+    assert codes == [0] * 100
 
 
 def test_a_forked_child_does_not_disturb_its_parent(stack: KernelStack) -> None:

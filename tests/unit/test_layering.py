@@ -18,6 +18,7 @@ VOCABULARY = ("units", "entropy", "counters", "packet")
 HEIGHTS = {
     "errors": 0,
     "info": 0,
+    "forking": 0,
     **{f"core.{name}": 0 for name in VOCABULARY},
     "core.wire": 1,
     "core.congestion": 2,

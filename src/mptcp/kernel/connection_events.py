@@ -17,6 +17,7 @@ from typing import Final
 
 from mptcp.core.multipath.events import Event, EventKind, EventQueue
 from mptcp.errors import NotSupportedError
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint
 from mptcp.kernel import sockopt
 from mptcp.kernel.addresses import AddressChange
@@ -54,7 +55,7 @@ class ConnectionEvents(Subscriber):
         lock: threading.RLock | None = None,
     ) -> None:
         self.inbox: deque[Notice] = deque()
-        self.lock = lock or threading.RLock()
+        self.lock = lock or freed_in_child(threading.RLock())
         self.changed = threading.Condition(self.lock)
         self.on_news: Callable[[], None] | None = None
         self.ids = ids

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from mptcp.errors import NotSupportedError, PathError
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint, Support
 from mptcp.kernel import features, sockopt
 from mptcp.kernel.diag import Diag
@@ -130,7 +131,7 @@ class DirectControl(Control):
 
     def __init__(self, namespace: NetNamespace | None = None) -> None:
         self._namespace = namespace or NetNamespace()
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._pid = os.getpid()
         self._path_manager: PathManagerNetlink | None = None
         self._diag: Diag | None = None
@@ -354,6 +355,8 @@ def explain(error: NetlinkError) -> OSError:
             return PathError("the kernel knows no such connection: it is over, or in another namespace", errno.ENOTCONN)
         case errno.EINVAL if "did not match" in said:
             return PathError(message, errno.EEXIST)
+        case errno.EINVAL if "subflow not found" in said:
+            return PathError(message, errno.ENOENT)  # it ended since it was looked at
         case errno.EINVAL if "not found" in said:
             return PathError(message, errno.ENXIO)
         case _:

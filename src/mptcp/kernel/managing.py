@@ -25,6 +25,7 @@ from mptcp.core.path_managers.base import (
     WithdrawAddress,
 )
 from mptcp.core.units import MILLISECOND, NEVER, SECOND
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint, PathInfo
 from mptcp.kernel.addresses import AddressChange
 from mptcp.kernel.connection_events import close_reason
@@ -89,7 +90,7 @@ class ManagedConnection(Subscriber):
         self.local, self.remote, self.is_client = local, remote, is_client
         self.on_sooner: Callable[[], None] | None = None
         self.on_report: Callable[[str], None] | None = None
-        self._lock = lock or threading.RLock()
+        self._lock = lock or freed_in_child(threading.RLock())
         self._steering = steering
         self._manager = manager
         self._watchdog = Watchdog(policy) if policy is not None else None
@@ -437,7 +438,7 @@ class Managing:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._connections: set[ManagedConnection] = set()
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._tick_at = NEVER
 
     def __len__(self) -> int:

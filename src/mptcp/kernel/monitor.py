@@ -22,6 +22,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint, Support
 from mptcp.kernel import features
 from mptcp.kernel.addresses import AddressChange, AddressWatch, LocalAddress
@@ -103,7 +104,7 @@ class _Ears:
         self.epoll = select.epoll()
         self.waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.epoll.register(self.waker, select.EPOLLIN)
-        self._lock = threading.RLock()  # a monitor may be collected in the middle of ``wake``
+        self._lock = freed_in_child(threading.RLock())  # a monitor may be collected in the middle of ``wake``
 
     def listen_to(self, opened: PmEventSource | AddressWatch | DestroyedSockets) -> None:
         self.epoll.register(opened.fileno(), select.EPOLLIN)
@@ -165,7 +166,7 @@ class Monitor:
 
     def __init__(self, namespace: NetNamespace, control: Control) -> None:
         self._namespace, self._control = namespace, control
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._places: dict[int, list[_Place]] = {}  # by token; 0: plain TCP
         self._by_fd: dict[int, _Place] = {}
         self._everything: list[weakref.ref[Subscriber]] = []

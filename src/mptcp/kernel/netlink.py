@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
 
+from mptcp.forking import freed_in_child
 from mptcp.kernel.namespace import NetNamespace
 
 NETLINK_ROUTE: Final = 0
@@ -175,7 +176,7 @@ class NetlinkSocket:
         self._socket = open_socket(protocol, namespace or NetNamespace())
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(ANSWER_TIMEOUT_S, 0))
         self._sequence = 0
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
 
     def request(self, kind: int, body: bytes, flags: int = 0, what: str = "") -> list[Message]:
         """Sends one request and waits for its acknowledgement; what came before that. NetlinkError if it is refused,

@@ -24,6 +24,7 @@ import weakref
 from typing import Final
 
 from mptcp.errors import NotSupportedError
+from mptcp.forking import freed_in_child
 from mptcp.info import ConnectionInfo, Endpoint, SubflowInfo, SubflowState
 from mptcp.kernel import layout
 from mptcp.kernel.addresses import LocalAddress, local_addresses
@@ -84,7 +85,7 @@ class Surroundings:
         self._interfaces_at = 0
         self._diag: Diag | None = None
         self._pid = 0
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
 
     @property
     def diag(self) -> Diag | None:
@@ -146,7 +147,7 @@ class Surroundings:
 
 
 _shared: weakref.WeakValueDictionary[tuple[int, int], Surroundings] = weakref.WeakValueDictionary()
-_shared_lock = threading.Lock()
+_shared_lock = freed_in_child(threading.Lock())
 
 
 def surroundings_of(namespace: NetNamespace) -> Surroundings:
@@ -187,7 +188,7 @@ class Reading:
         self._names: tuple[Endpoint, Endpoint] | None = None
         self._details: dict[int, _Details] = {}
         self._ids = ids or SubflowIds()
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
 
     def subflows(self) -> list[SubflowInfo]:
         """The subflows there are, by their ids; of plain TCP its one. Empty when not connected. OSError of getsockopt.

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from mptcp.errors import NotSupportedError, PathError
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint, Support
 from mptcp.kernel import features
 from mptcp.kernel.diag import Diag
@@ -274,7 +275,7 @@ class _Kept:
 
     def __init__(self, netlink: NetlinkSocket) -> None:
         self.netlink = netlink
-        self.lock = threading.Lock()
+        self.lock = freed_in_child(threading.Lock())
         self.routes: list[SegmentRoute] = []
         self.process = os.getpid()
 

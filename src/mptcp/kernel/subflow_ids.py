@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint
 from mptcp.kernel.sockopt import MAX_SUBFLOWS, SubflowEntry
 
@@ -41,7 +42,7 @@ class SubflowIds:
         self._by_kernel_id: dict[int, int] = {}
         self._past: list[_Known] = []
         self._next = INITIAL
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
 
     def expect(self, local: Endpoint, remote: Endpoint) -> int:
         """The number of a subflow that is about to be opened; ``local.port`` may be 0 as long as nobody knows it."""

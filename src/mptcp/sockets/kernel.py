@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.errors import ConfigurationError, NotSupportedError, PathError
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint, Support
 from mptcp.kernel import features
 from mptcp.kernel.addresses import local_addresses
@@ -107,7 +108,7 @@ class KernelStack(Stack):
         if self.legacy_policy.fate_sharing:
             raise NotSupportedError(f"fate_sharing: {_MISSING['fate_sharing'].reason}")
         self._legacy_given = legacy_policy
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._control = self._given_control = control
         self._pid = os.getpid()
         self._monitor: Monitor | None = None
@@ -353,7 +354,7 @@ def _parse(text: str) -> Endpoint:
 
 _default: KernelStack | None = None
 _default_pid = 0
-_default_lock = threading.Lock()
+_default_lock = freed_in_child(threading.Lock())
 
 
 def default_stack() -> KernelStack:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.errors import NotSupportedError, PathError
+from mptcp.forking import freed_in_child
 from mptcp.info import ConnectionInfo, Endpoint, Support
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.managing import ManagedConnection
@@ -77,7 +78,7 @@ class KernelSocket(KernelOptions, std.socket):
 
             stack = default_stack()
         self._stack = stack
-        self._lock = threading.RLock()
+        self._lock = freed_in_child(threading.RLock())
         self._news = threading.Condition(self._lock)
         self._managed: ManagedConnection | None = None
         self._leaving: list[bytes] = []

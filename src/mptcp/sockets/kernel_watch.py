@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
+from mptcp.forking import freed_in_child
 from mptcp.kernel import sockopt
 from mptcp.kernel.monitor import Notice, Subscriber
 from mptcp.kernel.pm_events import PmEvent, PmEventKind
@@ -22,7 +23,7 @@ class Watch(Subscriber):
 
     def __init__(self) -> None:
         self.inbox: deque[Notice] = deque()
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._nameless: weakref.WeakSet[KernelSocket] = weakref.WeakSet()  # their tokens are not known yet
         self._waiting: weakref.WeakSet[KernelSocket] = weakref.WeakSet()  # for their path managers
         self._by_token: weakref.WeakValueDictionary[int, KernelSocket] = weakref.WeakValueDictionary()

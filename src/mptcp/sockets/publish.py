@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mptcp.core.multipath.events import Event, EventKind
+from mptcp.forking import freed_in_child
 from mptcp.info import ConnectionInfo, Endpoint
 from mptcp.sockets.inspection_json import (
     connection_from_json,
@@ -90,7 +91,7 @@ class Publisher:
         self.path = where / f"{os.getpid()}-{next(_numbers)}.sock"
         self._stack = weakref.ref(stack)
         self._clients: set[_Client] = set()
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._listener = std.socket(std.AF_UNIX, std.SOCK_STREAM)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -209,7 +210,7 @@ class _Client:
     def __init__(self, publisher: Publisher, sock: std.socket) -> None:
         self._publisher = publisher
         self._socket = sock
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._news = threading.Event()
         self._waiting: deque[dict[str, Any]] = deque()
         self._lost = 0

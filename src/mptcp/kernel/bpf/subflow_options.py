@@ -16,6 +16,7 @@ from functools import cache
 from typing import Final, NamedTuple, Self
 
 from mptcp.errors import NotSupportedError, PathError
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint, Support
 from mptcp.kernel import features
 from mptcp.kernel.bpf import btf
@@ -83,7 +84,7 @@ class SubflowOptions:
 
     def __init__(self, namespace: NetNamespace | None = None) -> None:
         self._namespace = namespace or NetNamespace()
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._cell: Cell | None = None
         self._visitor: SocketVisitor | None = None
         self._owner = 0  # the process that loaded the program

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from mptcp.errors import NotSupportedError, PathError
+from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint, Support
 from mptcp.kernel.broker import protocol
 from mptcp.kernel.broker.protocol import Answer, Operation, ProtocolError, Request
@@ -56,7 +57,7 @@ class BrokerConnection:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._lock = freed_in_child(threading.Lock())
         self._pid = os.getpid()
         self._sequence = 0
         self._socket: socket.socket | None = None
