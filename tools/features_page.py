@@ -10,27 +10,40 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mptcp.testing import netns
-from mptcp.testing.features.environments import ENVIRONMENTS, Results, examine, unavailable
-from mptcp.testing.features.probes import PROBES
+from mptcp.testing.features.environments import ENVIRONMENTS, FAMILIES, Results, examine, unavailable
+from mptcp.testing.features.probes import PROBES, Finding
 
 PAGE = Path(__file__).parents[1] / "docs" / "features.md"
 HEAD = """# What works where
 
-Each cell was tried: a socket, the call, and a look whether it came about (`mptcp.testing.features`; `python -m
-mptcp.testing.features.environments` tries it on your machine). "yes", or the errno and why, or "no" where nothing fails and
-nothing comes of it. The kernel's columns are Linux {kernel}; without privilege its in-kernel path manager opened the second
-subflow, elsewhere net.mptcp.path_manager is userspace. `stack.supports(name)` says the same at run time.
+Each cell was tried, on IPv4 and on IPv6: a socket, the call, and a look whether it came about (`mptcp.testing.features`;
+`python -m mptcp.testing.features.environments` tries it on your machine). "yes", or the errno and why, or "no" where nothing
+fails and nothing comes of it; where the families differ, `IPv4's/IPv6's`. The kernel's columns are Linux {kernel};
+without privilege its in-kernel path manager opened the second subflow, elsewhere net.mptcp.path_manager is userspace.
+`stack.supports(name)` says the same at run time.
 """
 
 
-def cell(answer: str, note: int) -> str:
-    return answer if answer == "yes" else f"{answer} ({note})"
+def together(found: Sequence[Finding]) -> str:
+    """What a cell says, without its notes: the answer of all families, or each one's."""
+    answers = [finding.answer for finding in found]
+    return answers[0] if len(set(answers)) == 1 else "/".join(answers)
 
 
-def page(results: dict[str, Results], kernel: str) -> str:
+def cell(found: Sequence[Finding], notes: dict[str, int]) -> str:
+    """What a cell says, with the numbers of its notes, which are added to ``notes``; families that agree have one."""
+    answer = together(found)
+    told = [finding.said for finding in found if finding.answer != "yes"]
+    numbers = [notes.setdefault(said, len(notes) + 1) for said in (told if "/" in answer else told[:1])]
+    return f"{answer} ({', '.join(map(str, numbers))})" if numbers else answer
+
+
+def page(results: dict[str, dict[int, Results]], kernel: str) -> str:
+    """``results``: environment -> family -> what was found."""
     notes: dict[str, int] = {}
     lines = [HEAD.format(kernel=kernel)]
     section = ""
@@ -41,10 +54,8 @@ def page(results: dict[str, Results], kernel: str) -> str:
             lines.append("|---" * (len(ENVIRONMENTS) + 1) + "|\n")
         cells = []
         for environment in ENVIRONMENTS:
-            found = results[environment.name][probe.item]
-            if found.answer != "yes":
-                notes.setdefault(found.said, len(notes) + 1)
-            cells.append(cell(found.answer, notes.get(found.said, 0)))
+            found = results[environment.name]
+            cells.append(cell([found[family][probe.item] for family in FAMILIES], notes))
         lines.append(f"| {probe.item} | " + " | ".join(cells) + " |\n")
     lines.append("\n## Why not\n\n")
     lines += [f"{number}. {said[0].upper()}{said[1:]}.\n" for said, number in notes.items()]
@@ -74,7 +85,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if netns.needs_namespaces():
         netns.become_namespace_root()
-    results: dict[str, Results] = {}
+    results: dict[str, dict[int, Results]] = {}
     for environment in ENVIRONMENTS:
         if reason := unavailable(environment):
             print(f"{environment.title}: {reason}", file=sys.stderr)

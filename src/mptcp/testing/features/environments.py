@@ -1,6 +1,7 @@
 """The columns of the table: each stack, and the kernel's with one privilege after the other.
 
-``python -m mptcp.testing.features.environments`` prints what each can do here; with names, these only.
+``python -m mptcp.testing.features.environments`` prints what each can do here, in both address families; with names of
+columns, these only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from mptcp.testing.features.probes import Finding, run_all
 from mptcp.testing.features.scene import Scene, Server
 
 Results = dict[str, Finding]
+FAMILIES = (4, 6)
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,26 @@ def unavailable(environment: Environment) -> str:
     return ""
 
 
-def examine(environment: Environment) -> Results:
-    """Tries every probe there."""
+def examine(environment: Environment) -> dict[int, Results]:
+    """Tries every probe there, in each of ``FAMILIES``, both at the same time: most of it is waiting."""
+    with ThreadPoolExecutor(len(FAMILIES)) as threads:
+        found = threads.map(lambda family: _examine(environment, family), FAMILIES)
+        return dict(zip(FAMILIES, found, strict=True))
+
+
+def _examine(environment: Environment, family: int) -> Results:
     if environment.kernel:
-        return _examine_kernel(environment)
-    with _user_scene() as scene:
+        return _examine_kernel(environment, family)
+    with _user_scene(family) as scene:
         return run_all(scene)
 
 
 @contextlib.contextmanager
-def _user_scene() -> Iterator[Scene]:
-    local, remote = ("10.0.0.1", "10.0.1.1"), ("10.0.0.2", "10.0.1.2")
+def _user_scene(family: int) -> Iterator[Scene]:
+    if family == 4:
+        local, remote = ("10.0.0.1", "10.0.1.1"), ("10.0.0.2", "10.0.1.2")
+    else:
+        local, remote = ("fd00::1", "fd01::1"), ("fd00::2", "fd01::2")
     pairs = [LoopbackLink.pair(f"path{i}") for i in range(2)]
     config = ConnectionConfig(path_manager=NoSubflows)
     near, far = (
@@ -95,7 +107,7 @@ def _user_scene() -> Iterator[Scene]:
         far.close(0)
 
 
-def _examine_kernel(environment: Environment) -> Results:
+def _examine_kernel(environment: Environment, family: int) -> Results:
     with contextlib.ExitStack() as exits:
         lab = exits.enter_context(netns.Lab(2, client_kernel=True))
         lab.wait_ready()
@@ -107,11 +119,11 @@ def _examine_kernel(environment: Environment) -> Results:
         else:
             # Nobody can open subflows here but the kernel itself: it is told to.
             lab.client.mptcp_limits(subflows=4, add_addr_accepted=4)
-            lab.client.mptcp_endpoint(lab.client_address(2), "subflow")
+            lab.client.mptcp_endpoint(lab.client_address(2, family), "subflow")
         stack = exits.enter_context(
             KernelStack(namespace=lab.server.fileno(), config=ConnectionConfig(path_manager=NoSubflows))
         )
-        server = Server(stack, lab.server_address(2))
+        server = Server(stack, lab.server_address(2, family))
         exits.callback(server.close)
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         variables.pop("MPTCP_BROKER", None)
@@ -119,8 +131,8 @@ def _examine_kernel(environment: Environment) -> Results:
             variables["MPTCP_BROKER"] = exits.enter_context(_broker(lab.client))
         arguments = {
             "capabilities": environment.capabilities,
-            "local": [lab.client_address(1), lab.client_address(2)],
-            "remote": [lab.server_address(1), lab.server_address(2)],
+            "local": [lab.client_address(path, family) for path in (1, 2)],
+            "remote": [lab.server_address(path, family) for path in (1, 2)],
             "port": server.port,
             "managed": not steered,
         }
@@ -165,8 +177,9 @@ def main() -> int:
         if reason := unavailable(environment):
             print(f"   not here: {reason}")
             continue
-        for item, found in examine(environment).items():
-            print(f"   {item:60} {found.answer} {found.said}", flush=True)
+        for family, results in examine(environment).items():
+            for item, found in results.items():
+                print(f"   IPv{family} {item:60} {found.answer} {found.said}", flush=True)
     return 0
 
 

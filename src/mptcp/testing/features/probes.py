@@ -218,11 +218,12 @@ def sub_info(scene: Scene) -> Any:
     return sock
 
 
-@probe(ENHANCED, "MPTCP_SUB_SETSOCKOPT: IP_TOS", "set_subflow_option")
+@probe(ENHANCED, "MPTCP_SUB_SETSOCKOPT: IP_TOS, IPV6_TCLASS", "set_subflow_option")
 def sub_tos(scene: Scene) -> Any:
     sock = scene.connect()
-    sock.set_subflow_option(1, std.IPPROTO_IP, std.IP_TOS, 0x28)
-    expect(sock.get_subflow_option(1, std.IPPROTO_IP, std.IP_TOS) == 0x28)
+    option = (std.IPPROTO_IP, std.IP_TOS) if scene.family == 4 else (std.IPPROTO_IPV6, std.IPV6_TCLASS)
+    sock.set_subflow_option(1, *option, 0x28)
+    expect(sock.get_subflow_option(1, *option) == 0x28)
     return sock
 
 

@@ -24,8 +24,8 @@ class NoEffect(Exception):
 
 @dataclass
 class Scene:
-    """``local`` and ``remote``: addresses on the first path, and on the second. ``managed``: the in-kernel path manager
-    opens the second subflow."""
+    """``local`` and ``remote``: addresses on the first path, and on the second, all of one family. ``managed``: the
+    in-kernel path manager opens the second subflow."""
 
     stack: Stack
     local: tuple[str, str]
@@ -33,8 +33,13 @@ class Scene:
     port: int
     managed: bool = False
 
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return 6 if ":" in self.local[0] else 4
+
     def socket(self) -> Any:
-        sock = self.stack.socket(std.AF_INET, std.SOCK_STREAM, IPPROTO_MPTCP)
+        sock = self.stack.socket(std.AF_INET6 if self.family == 6 else std.AF_INET, std.SOCK_STREAM, IPPROTO_MPTCP)
         sock.settimeout(WAIT_S)
         return sock
 
@@ -71,11 +76,13 @@ class Scene:
 
 
 class Server:
-    """Accepts on ``stack`` until it is closed, each connection in a thread; announces ``further`` when it is told to."""
+    """Accepts on ``stack`` until it is closed, each connection in a thread, in the family of ``further``, an address that it
+    announces when it is told to."""
 
     def __init__(self, stack: Stack, further: str) -> None:
         self._stack, self._further = stack, further
-        self._listener: Any = stack.socket(std.AF_INET, std.SOCK_STREAM, IPPROTO_MPTCP)
+        family = std.AF_INET6 if ":" in further else std.AF_INET
+        self._listener: Any = stack.socket(family, std.SOCK_STREAM, IPPROTO_MPTCP)
         self._listener.setsockopt(std.SOL_SOCKET, std.SO_REUSEADDR, 1)
         self._listener.bind(("", 0))
         self._listener.listen()
