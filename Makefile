@@ -45,8 +45,7 @@ bench: $(VENV)/.dev ## speed and memory, as a table
 docs: $(VENV)/.dev ## write the generated pages and tables of docs/ anew
 	$(BIN)/python tools/counters_page.py --write
 	$(BIN)/python tools/requirements_page.py --write
-	$(BIN)/python tools/subflow_options_page.py --write
-	$(BIN)/python tools/refused_options_page.py --write
+	$(BIN)/python tools/option_tables.py --write
 
 musts: $(VENV)/.dev ## the MUSTs of an RFC that nothing cites: make musts RFC=path/to/rfc8684.txt
 	$(BIN)/python tools/rfc_musts.py $(RFC)

@@ -21,7 +21,6 @@ from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.schedulers.round_robin import RoundRobin
 from mptcp.errors import NotSupportedError
 from mptcp.sockets.kernel import KernelStack
-from mptcp.sockets.kernel_options import REFUSED_BY_LINUX, Refusal, Treatment
 from mptcp.sockets.kernel_socket import KernelSocket
 from mptcp.testing.netns import Namespace
 
@@ -203,64 +202,6 @@ def test_a_connect_that_failed_can_be_repeated(stack: KernelStack) -> None:
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("entry", REFUSED_BY_LINUX.values(), ids=lambda entry: entry.name)
-def test_what_linux_refuses_on_mptcp_sockets(stack: KernelStack, host_namespace: Namespace, entry: Refusal) -> None:
-    family = std.AF_INET6 if entry.level == std.IPPROTO_IPV6 else std.AF_INET
-    with host_namespace.entered():
-        raw = std.socket(family, std.SOCK_STREAM, 262)
-    with raw, pytest.raises(OSError) as caught:  # the kernel itself: the table is true
-        raw.setsockopt(entry.level, entry.option, 1)
-    number = caught.value.errno
-    with stack.socket(family, proto=262) as aware:
-        if entry.treatment is Treatment.KEPT or entry.name == "TCP_SYNCNT":
-            assert aware.getsockopt(entry.level, entry.option) == entry.default
-            aware.setsockopt(entry.level, entry.option, 3)
-            assert aware.getsockopt(entry.level, entry.option) == 3
-            assert aware.getsockopt(entry.level, entry.option, 4) == b"\3\0\0\0"
-            return
-        with pytest.raises(OSError, match=entry.name) as caught:
-            aware.setsockopt(entry.level, entry.option, 1)
-        assert caught.value.errno == number in (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
-        assert protocol(aware) == 262
-
-
-def test_a_program_that_knows_nothing_of_mptcp_gets_tcp_for_what_only_tcp_has(stack: KernelStack) -> None:
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener, stack.socket() as sock:
-        sock.setsockopt(TCP, std.TCP_QUICKACK, 0)
-        assert protocol(sock) == 262
-        sock.setsockopt(TCP, std.TCP_USER_TIMEOUT, 5000)
-        assert protocol(sock) == 6
-        assert sock.getsockopt(TCP, std.TCP_USER_TIMEOUT) == 5000
-        sock.connect(listener.getsockname())
-        assert sock.getsockopt(TCP, std.TCP_USER_TIMEOUT) == 5000
-        assert sock.fallback_reason == "TCP_USER_TIMEOUT was set, which only TCP has"
-
-
-def test_the_path_mtu_is_the_smallest_of_the_subflows(stack: KernelStack, host_namespace: Namespace) -> None:
-    host_namespace.ip("link set lo mtu 4000")
-    client, accepted = connected(stack)
-    with client, accepted:
-        assert client.getsockopt(std.IPPROTO_IP, 14) == 4000
-    with stack.socket() as sock, pytest.raises(OSError):
-        sock.getsockopt(std.IPPROTO_IP, 14)
-
-
-def test_syn_retries_end_a_blocking_connect(stack: KernelStack, host_namespace: Namespace) -> None:
-    host_namespace.nft("table inet t { chain c { type filter hook input priority 0; tcp dport 9 drop; }\n}")
-    from mptcp.sockets import kernel_options
-
-    with stack.socket(proto=262) as sock, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel_options, "_FIRST_SYN_RTO_S", 0.02)
-        sock.setsockopt(TCP, std.TCP_SYNCNT, 1)
-        with pytest.raises(OSError) as caught:
-            sock.connect(("127.0.0.1", 9))
-        assert caught.value.errno == errno.ETIMEDOUT
-        assert sock.gettimeout() is None
-        with pytest.raises(OSError) as caught:
-            sock.setsockopt(TCP, std.TCP_SYNCNT, 0)
-        assert caught.value.errno == errno.EINVAL
-
-
 def test_settings_of_a_configuration_become_options(host_namespace: Namespace) -> None:
     config = ConnectionConfig(tcp=mptcp.TcpConfig(no_delay=True, keepalive=True))
     with KernelStack(namespace=host_namespace.fileno(), config=config) as stack, stack.socket() as sock:

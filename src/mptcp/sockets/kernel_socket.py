@@ -28,13 +28,10 @@ from mptcp.sockets.address import SocketAddress, from_endpoint, os_error, to_end
 from mptcp.sockets.advanced import UNTOLD, AdvancedSettings
 from mptcp.sockets.events import EventStream
 from mptcp.sockets.kernel_events import FailedAttempt, recvmsg_with_events
-from mptcp.sockets.kernel_options import (
-    REFUSAL_ERRNOS,
-    connect_limit_s,
-    refused,
-)
+from mptcp.sockets.kernel_options import connect_limit_s
 from mptcp.sockets.kernel_sockopt import KernelOptions
 from mptcp.sockets.legacy import AWARE_SETTINGS, DEFAULT_SETTINGS, MultipathSettings
+from mptcp.sockets.syn_limit import SynLimit
 
 if TYPE_CHECKING:
     from typing import Self
@@ -49,7 +46,7 @@ _NOT_TRIED = (errno.EISCONN, errno.EALREADY, errno.EBADF, errno.EINVAL, errno.EA
 
 #: What else a new descriptor needs to be told again; these the kernel remembers for the socket alone.
 _STATE = (
-    "_accepted", "_advanced", "_allowed", "_bound", "_config", "_connection", "_disabled", "_failed", "_futures", "_kept", "_leaving", "_listening", "_lock", "_managed", "_news", "_only_tcp", "_options", "_pid",
+    "_accepted", "_advanced", "_allowed", "_bound", "_config", "_connection", "_disabled", "_failed", "_futures", "_kept", "_leaving", "_limit", "_listening", "_lock", "_managed", "_news", "_only_tcp", "_options", "_pid",
     "_pending", "_remotes", "_settings", "_spent", "_stack", "_stream",
 )  # fmt: skip
 
@@ -97,6 +94,7 @@ class KernelSocket(KernelOptions, std.socket):
         self._spent = False  # a connect has failed
         self._failed: FailedAttempt | None = None
         self._pending = False  # a connect that does not block has begun
+        self._limit: SynLimit | None = None  # of a connect, if TCP_SYNCNT was set
         self._only_tcp = ""  # what the program has asked for that MPTCP has not
         self._disabled = ""  # why the descriptor is TCP
         self._kept: dict[tuple[int, int], int | bytes] = {}  # options to set again on another descriptor
@@ -138,41 +136,70 @@ class KernelSocket(KernelOptions, std.socket):
 
     # --- connecting --------------------------------------------------------------------------------------------------
     def connect(self, address: Any) -> None:
+        number = self._begin_connect(address, super().connect)
+        if number:
+            raise os_error(number)
+
+    def connect_ex(self, address: Any) -> int:
+        try:
+            return self._begin_connect(address, super().connect_ex)
+        except OSError as error:
+            return error.errno or errno.EIO
+
+    def _begin_connect(self, address: Any, connect: Callable[[Any], int | None]) -> int:
+        """By ``socket.socket``'s connect or connect_ex: 0 or the number of an error, as far as it is not raised."""
+        if self._take_expiry():
+            return errno.ETIMEDOUT
+        begun = self._pending
         address = self._prepare_connect(address)
         self._stack.note(self)
+        if not begun:
+            self._limit_attempt()
         try:
-            self._connect_within_limit(address)
+            number = connect(address) or 0
         except BlockingIOError:
             self._pending = True
             raise
         except OSError as error:
+            if self._take_expiry():
+                return errno.ETIMEDOUT
             self._attempt_failed(error.errno or errno.ETIMEDOUT)
             raise
-        self.note_connected()
-
-    def connect_ex(self, address: Any) -> int:
-        try:
-            address = self._prepare_connect(address)
-        except OSError as error:
-            return error.errno or errno.EIO
-        self._stack.note(self)
-        number = super().connect_ex(address)
+        if self._take_expiry():
+            return errno.ETIMEDOUT
         if number in (errno.EINPROGRESS, errno.EAGAIN):
             self._pending = True
-        elif not number:
-            self.note_connected()
-        else:
+        elif number:
             self._attempt_failed(number)
+        else:
+            self.note_connected()
         return number
 
     def _attempt_failed(self, number: int) -> None:
         if number not in _NOT_TRIED:
-            self._spent, self._pending = True, False
+            self._spent, self._pending, self._limit = True, False, None
             self._note_failure(number)
+
+    def is_trying(self, limit: SynLimit) -> bool:
+        """Whether the connect of that limit has not come to an end that is known here."""
+        return self._limit is limit and self.fileno() >= 0
+
+    def _limit_attempt(self) -> None:
+        """Before a connect begins."""
+        retries = self._options.get((std.IPPROTO_TCP, std.TCP_SYNCNT), 0)
+        if retries and self._is_mptcp_descriptor():
+            self._limit = SynLimit(self, self._stack.monitor, connect_limit_s(retries))
+
+    def _take_expiry(self) -> bool:
+        """Whether TCP_SYNCNT has ended the attempt; told once, as SO_ERROR is."""
+        expired = self._limit is not None and self._limit.expired
+        if expired:
+            self._attempt_failed(errno.ETIMEDOUT)
+        return expired
 
     def note_connected(self) -> None:
         """A connect has succeeded; one that did not block, of this or another part of the program."""
-        self._pending = False
+        self._pending, self._limit = False, None
         if self._stream is not None or self._settings.events or self.wants_manager:
             self._begin_connection()
 
@@ -221,23 +248,6 @@ class KernelSocket(KernelOptions, std.socket):
         else:
             raise PathError(f"no address named could reach {remote.host}", errno.EADDRNOTAVAIL)
         return None
-
-    def _connect_within_limit(self, address: Any) -> None:
-        retries = self._options.get((std.IPPROTO_TCP, std.TCP_SYNCNT), 0)
-        timeout = self.gettimeout()
-        if not retries or timeout == 0 or not self._is_mptcp_descriptor():
-            super().connect(address)
-            return
-        limit = connect_limit_s(retries)
-        self.settimeout(limit if timeout is None else min(limit, timeout))
-        try:
-            super().connect(address)
-        except TimeoutError as error:
-            if timeout is not None and timeout < limit:
-                raise
-            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
-        finally:
-            self.settimeout(timeout)
 
     def bind(self, address: Any) -> None:
         endpoint = to_endpoint(self.family, address, "bind")
@@ -441,7 +451,7 @@ class KernelSocket(KernelOptions, std.socket):
         """The descriptor is connected."""
         with self.event_lock:
             if self._connection is None:
-                self._pending = False
+                self._pending, self._limit = False, None
                 self._pid = os.getpid()
                 self._connection = connection = self._stack.open_connection(self.fileno(), self._accepted, self._lock)
                 connection.max_subflows = self._most_subflows()
@@ -464,17 +474,12 @@ class KernelSocket(KernelOptions, std.socket):
         with self._stack.namespace.entered():
             fresh = std.socket(self.family, std.SOCK_STREAM, protocol)
         with fresh:
-            for (level, option), value in self._kept.items():
-                try:
-                    fresh.setsockopt(level, option, value)
-                except OSError as error:
-                    if error.errno in REFUSAL_ERRNOS and protocol == opt.IPPROTO_MPTCP:
-                        raise refused(level, option, error) from None
-                    raise
+            kept, imitated = self._set_again(fresh, protocol)
             if self.gettimeout() is not None:
                 fresh.setblocking(False)
             name = super().getsockname()
             os.dup2(fresh.fileno(), self.fileno(), self.get_inheritable())
+            self._kept, self._options = kept, imitated
         if self._bound is not None and name[1]:
             super().bind(name)
 

@@ -47,6 +47,10 @@ class KernelOptions(KernelStrategies):
     def _attempt_failed(self, number: int) -> None:
         """A connect has failed with that errno."""
 
+    @abstractmethod
+    def _take_expiry(self) -> bool:
+        """TCP_SYNCNT has ended a connect, and nobody has been told of it."""
+
     def setsockopt(self, level: int, optname: int, value: int | Buffer | None, optlen: int | None = None) -> None:
         """As ``socket.socket``, and the options of RFC 6897 and of draft-hesmans-mptcp-socket; docs/kernel.md lists those
         that Linux refuses on MPTCP sockets, with what becomes of them."""
@@ -81,13 +85,44 @@ class KernelOptions(KernelStrategies):
                 raise os_error(errno.EINVAL)
             self._options[level, optname] = number
             return
-        if entry is not None and not self._is_aware() and not self._has_connection() and not self._listening:
+        known = entry is not None or self._is_of_tcp(level, optname, value)
+        if known and not self._is_aware() and not self._has_connection() and not self._listening:
             # A program that does not know of MPTCP means what TCP has: it gets TCP.
-            self._only_tcp = f"{entry.name} was set, which only TCP has"
+            name = entry.name if entry is not None else f"option {optname} of level {level}"
+            self._only_tcp = f"{name} was set, which only TCP has"
             self._become(False, self._only_tcp)
             self.setsockopt(level, optname, value)
             return
         raise refused(level, optname, error) from None
+
+    def _is_of_tcp(self, level: int, optname: int, value: int | bytes) -> bool:
+        """Whether a TCP socket takes an option that is in no table."""
+        with self._stack.namespace.entered(), std.socket(cast(Any, self).family) as sock:
+            try:
+                sock.setsockopt(level, optname, value)
+            except OSError:
+                return False
+        return True
+
+    def _set_again(
+        self, fresh: std.socket, protocol: int
+    ) -> tuple[dict[tuple[int, int], int | bytes], dict[tuple[int, int], int]]:
+        """Gives the options to a socket of the other protocol: those it has now, and those that are only kept or imitated
+        on it."""
+        kept: dict[tuple[int, int], int | bytes] = {}
+        imitated: dict[tuple[int, int], int] = {}
+        for (level, option), value in {**self._kept, **self._options}.items():
+            try:
+                fresh.setsockopt(level, option, value)
+                kept[level, option] = value
+            except OSError as error:
+                if error.errno not in REFUSAL_ERRNOS or protocol != opt.IPPROTO_MPTCP:
+                    raise
+                entry = REFUSED_BY_LINUX.get((level, option))
+                if entry is None or entry.treatment is Treatment.REFUSED:
+                    raise refused(level, option, error) from None
+                imitated[level, option] = opt.to_int(value)
+        return kept, imitated
 
     def getsockopt(self, level: int, optname: int, buflen: int | Buffer = 0) -> Any:
         """As ``socket.socket``. The drafts' options whose structure is input and output take a buffer that holds it
@@ -103,8 +138,8 @@ class KernelOptions(KernelStrategies):
         if kept is None:
             try:
                 value: int | bytes = cast(Any, super()).getsockopt(level, optname, buflen)
-                if self._pending and value and (level, optname) == (std.SOL_SOCKET, std.SO_ERROR):
-                    self._attempt_failed(value if isinstance(value, int) else int.from_bytes(value, "little"))
+                if self._pending and (level, optname) == (std.SOL_SOCKET, std.SO_ERROR):
+                    return self._error_of_attempt(value)
                 return value
             except OSError as error:
                 if error.errno not in REFUSAL_ERRNOS or not self._is_mptcp_descriptor():
@@ -114,6 +149,15 @@ class KernelOptions(KernelStrategies):
                     raise refused(level, optname, error) from None
                 kept = self._path_mtu() if entry.name.endswith("_MTU") else entry.default
         return kept.to_bytes(4, "little", signed=True)[:buflen] if buflen else kept
+
+    def _error_of_attempt(self, value: int | bytes) -> int | bytes:
+        """SO_ERROR while a connect is on its way: what the kernel says, and what TCP_SYNCNT adds."""
+        number = value if isinstance(value, int) else int.from_bytes(value, "little")
+        if self._take_expiry():
+            number = errno.ETIMEDOUT
+        elif number:
+            self._attempt_failed(number)
+        return number if isinstance(value, int) else number.to_bytes(len(value), "little")
 
     def _path_mtu(self) -> int:
         sizes = [entry.tcp.pmtu for entry in sockopt.full_info(self.fileno()).subflows if entry.tcp.pmtu]

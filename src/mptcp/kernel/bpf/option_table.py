@@ -1,6 +1,6 @@
 """Which options a single subflow of the kernel can have: found out by setting and reading each of them.
 
-``tests/kernel/test_subflow_options.py`` does it again, ``tools/subflow_options_page.py`` writes the table of
+``tests/kernel/test_subflow_options.py`` does it again, ``tools/option_tables.py`` writes the table of
 docs/kernel.md. What is not listed is tried, and the kernel decides.
 """
 
