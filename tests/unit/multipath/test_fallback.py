@@ -1,7 +1,7 @@
 """Fallback to regular TCP in both roles (RFC 8684 §3.7)."""
 
 from mptcp.core.multipath.events import EventKind
-from mptcp.core.multipath.fallback import MAX_REMEMBERED, FailureCache
+from mptcp.core.multipath.fallback import INTERFACE_FAILURES, MAX_REMEMBERED, FailureCache
 from mptcp.core.wire.mptcp_options import Dss, MpFail
 from mptcp.core.wire.segment import FIN, RST, Segment
 from mptcp.testing import builders, connected
@@ -215,9 +215,32 @@ def test_the_failure_cache_forgets_in_time_and_has_a_limit() -> None:  # RFC 868
     cache.worked(b"a", 0)
     assert not cache.should_avoid(b"a", 0, 201)
     for number in range(MAX_REMEMBERED + 10):
-        cache.failed(number.to_bytes(4, "big"), 0, 0)
-    assert not cache.should_avoid((0).to_bytes(4, "big"), 0, 1)
-    assert cache.should_avoid((MAX_REMEMBERED + 9).to_bytes(4, "big"), 0, 1)
+        cache.failed(number.to_bytes(4, "big"), -1, 0)
+    assert not cache.should_avoid((0).to_bytes(4, "big"), -1, 1)
+    assert cache.should_avoid((MAX_REMEMBERED + 9).to_bytes(4, "big"), -1, 1)
+
+
+def test_many_destinations_that_fail_mean_their_interface() -> None:
+    # RFC 8684 §3.9.3: "firstly for that particular destination host and, eventually, on a whole interface, if MPTCP
+    # connections continue to fail"
+    cache = FailureCache(first_us=10, longest_us=25)
+    for number in range(INTERFACE_FAILURES - 1):
+        for _ in range(3):  # one destination that fails again and again says nothing of others
+            cache.failed(bytes((number,)), 0, 0)
+    assert not cache.should_avoid(b"new", 0, 1)
+    cache.failed(b"last", 0, 100)
+    assert cache.should_avoid(b"new", 0, 109)
+    assert not cache.should_avoid(b"new", 1, 109), "other interfaces are not meant"
+    assert not cache.should_avoid(b"new", 0, 110)
+    cache.failed(b"new", 0, 120)  # still no better
+    assert cache.should_avoid(b"other", 0, 139)
+    assert not cache.should_avoid(b"other", 0, 140)
+    cache.failed(b"new", 0, 140)
+    assert cache.should_avoid(b"other", 0, 164), "the longest"
+    cache.worked(b"somewhere", 0)
+    assert not cache.should_avoid(b"other", 0, 141)
+    cache.failed(b"other", 0, 150)
+    assert not cache.should_avoid(b"another", 0, 151), "it counts from the beginning"
 
 
 def test_a_stray_segment_without_options_changes_nothing() -> None:

@@ -7,7 +7,7 @@ import pytest
 from mptcp.core.multipath import racing
 from mptcp.core.multipath.config import DEFAULT_CONFIG
 from mptcp.core.multipath.connection_state import ConnectionState
-from mptcp.core.multipath.fallback import FallbackReason
+from mptcp.core.multipath.fallback import INTERFACE_FAILURES, FallbackReason
 from mptcp.core.units import MILLISECOND, NEVER, SECOND
 from mptcp.errors import ConnectionRefused
 from mptcp.info import Endpoint
@@ -132,3 +132,22 @@ def test_a_host_that_is_late_itself_starts_none() -> None:
     client.handle_timeout(made.now + 300 * MILLISECOND + racing.LATE_US)
     assert client.rival is None
     assert client.race_at > made.now + 500 * MILLISECOND
+
+
+def test_an_interface_over_which_nothing_works_is_learned_as_a_whole() -> None:
+    # RFC 8684 §3.9.3: "and, eventually, on a whole interface, if MPTCP connections continue to fail"
+    made = pair(drop=True)
+    port = made.server_ports[0]
+    hosts = [f"10.0.0.{100 + number}" for number in range(INTERFACE_FAILURES + 1)]
+    for number, host in enumerate(hosts):
+        made.server_host.stack.add_address(host, port.index, made.now)  # type: ignore[attr-defined]
+        made.client_ports[0].add_route(Endpoint.parse(host).address, made.paths[0].forward)
+        made.server_host.listen(Endpoint.parse(host, SERVER_PORT))
+        started = made.now
+        client = made.client_host.connect(Endpoint.parse(host, SERVER_PORT), options=RACING)
+        while client.state is ConnectionState.CONNECTING and made.now - started < SECOND:
+            made.run(for_us=10 * MILLISECOND)
+        learned = number == INTERFACE_FAILURES
+        wanted = FallbackReason.LEARNED if learned else FallbackReason.LOST_RACE
+        assert client.fallback_reason == wanted.value
+        assert (made.now - started < 50 * MILLISECOND) == learned

@@ -24,7 +24,7 @@ class FallbackReason(Enum):
 
     NONE = ""
     DISABLED = "multipath was not asked for"
-    LEARNED = "multipath failed to this destination a short while ago"
+    LEARNED = "multipath failed to this destination, or over this interface, a short while ago"
     PEER_WITHOUT_MPTCP = "the SYN/ACK carried no MP_CAPABLE: the peer has no MPTCP, or a middlebox removed the option"
     CLIENT_WITHOUT_MPTCP = "the SYN carried no MP_CAPABLE"
     SYN_UNANSWERED = "SYNs with MP_CAPABLE got no answer, one without did"
@@ -42,20 +42,38 @@ class FallbackReason(Enum):
 #: Destinations remembered at most; the oldest is forgotten.
 MAX_REMEMBERED = 4096
 
+#: So many destinations that fail one after the other, with none between them that works, mean the interface they share.
+INTERFACE_FAILURES = 5
+
+#: In the place of an address: all of an interface.
+_ANYWHERE = b""
+
 
 class FailureCache:
-    """Where MPTCP failed lately: per destination address and interface, with doubling memory."""
+    """Where MPTCP failed lately: per destination address and interface, and over a whole interface; with doubling memory."""
 
     # RFC 8684 §3.9.3: "A host may keep a system-wide cache of such information, so that it can back off from using
-    # MPTCP, firstly for that particular destination host and, eventually, on a whole interface"
-    __slots__ = ("_entries", "first_us", "longest_us")
+    # MPTCP, firstly for that particular destination host and, eventually, on a whole interface, if MPTCP connections
+    # continue to fail."
+    __slots__ = ("_entries", "_rows", "first_us", "longest_us")
 
     def __init__(self, first_us: int = 60 * SECOND, longest_us: int = 3600 * SECOND) -> None:
         self.first_us = first_us
         self.longest_us = longest_us
         self._entries: dict[tuple[bytes, int], tuple[int, int]] = {}  # (address, interface) -> (expires, failures)
+        self._rows: dict[int, set[bytes]] = {}  # interface -> destinations that failed since one worked
 
     def failed(self, address: bytes, interface: int, now: int) -> None:
+        self._remember(address, interface, now)
+        if interface < 0:
+            return  # the address has gone, and with it what is known of its interface
+        row = self._rows.setdefault(interface, set())
+        if len(row) < INTERFACE_FAILURES:
+            row.add(address)
+        if len(row) == INTERFACE_FAILURES:
+            self._remember(_ANYWHERE, interface, now)
+
+    def _remember(self, address: bytes, interface: int, now: int) -> None:
         _, failures = self._entries.pop((address, interface), (0, 0))
         span = min(self.first_us << min(failures, 16), self.longest_us)
         if len(self._entries) >= MAX_REMEMBERED:
@@ -64,10 +82,14 @@ class FailureCache:
 
     def worked(self, address: bytes, interface: int) -> None:
         self._entries.pop((address, interface), None)
+        if self._rows.pop(interface, None):
+            self._entries.pop((_ANYWHERE, interface), None)
 
     def should_avoid(self, address: bytes, interface: int, now: int) -> bool:
-        entry = self._entries.get((address, interface))
-        return entry is not None and now < entry[0]
+        return any(
+            entry is not None and now < entry[0]
+            for entry in (self._entries.get((address, interface)), self._entries.get((_ANYWHERE, interface)))
+        )
 
 
 def fall_back(

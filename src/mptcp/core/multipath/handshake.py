@@ -18,6 +18,7 @@ from mptcp.core.wire.mptcp_options import (
     Dss,
     MpCapable,
     MpJoinAck,
+    MpJoinSyn,
     MpJoinSynAck,
     MpTcprst,
 )
@@ -67,6 +68,25 @@ def handle_join_syn_ack(subflow: Subflow, segment: Segment) -> Verdict:
     subflow.close_reason = "middlebox"  # the peer has not refused anything
     subflow.reset_reason = MpTcprst(RST_MPTCP_SPECIFIC)
     return Verdict.RESET
+
+
+def handle_crossing_join(subflow: Subflow, segment: Segment) -> Verdict:
+    """A SYN of the peer in the place of an answer to ours."""
+    # RFC 8684 §3.9.2: "both communicating hosts may simultaneously try to set up a subflow between the same pair of
+    # addresses", and "standard TCP simultaneous-open logic should take care of this situation and only one subflow will be
+    # established". The RFC has no SYN/ACK that asks and answers at once, so that one side has to give way: who opened the
+    # connection remains the one that joins, and the other answers.
+    connection = subflow.connection
+    join = next((o for o in segment.options.mptcp if isinstance(o, MpJoinSyn)), None)
+    if join is None or join.token != connection.token or connection.is_client:
+        connection.counters.bump("join_crossed_ignored")  # a SYN where our own waits for its answer, and stands
+        return Verdict.DROP
+    connection.counters.bump("join_crossed")  # both ends have opened the same subflow, and this one has given way
+    subflow.role = Role.JOIN_SERVER
+    subflow.remote_id = join.address_id
+    subflow.remote_nonce = join.nonce
+    subflow.path.backup = subflow.local_backup or join.backup
+    return Verdict.ACCEPT
 
 
 def complete(subflow: Subflow, segment: Segment, now: int) -> Verdict:

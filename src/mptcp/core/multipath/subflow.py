@@ -27,7 +27,7 @@ from mptcp.core.wire.mptcp_options import (
     MptcpOption,
     MpTcprst,
 )
-from mptcp.core.wire.segment import Segment
+from mptcp.core.wire.segment import ACK, Segment
 from mptcp.core.wire.sequence import MASK64
 from mptcp.info import PathInfo, SubflowState
 
@@ -259,6 +259,8 @@ class Subflow(Extension):
                 fall_back(self.connection, self, reason, now)
             return Verdict.ACCEPT
         if self.role is Role.JOIN_CLIENT:
+            if not segment.flags & ACK:
+                return handshake.handle_crossing_join(self, segment)
             return handshake.handle_join_syn_ack(self, segment)
         return Verdict.ACCEPT  # the SYN itself was judged by the listener, or by Connection.accept_join
 
