@@ -364,6 +364,19 @@ def test_it_holds_until_the_connection_is_given_the_same(world: Any) -> None:
 
 
 @pytest.mark.needs_support("set_subflow_option")
+def test_an_option_of_ipv6_for_a_subflow_of_ipv4(world: Any) -> None:
+    client, accepted, number = world.two_paths()
+    tclass = std.IPPROTO_IPV6, std.IPV6_TCLASS
+    if world.family == 6:
+        client.set_subflow_option(number, *tclass, 0x28)
+        assert client.get_subflow_option(number, *tclass) == 0x28
+        return
+    assert error_of(lambda: client.set_subflow_option(number, *tclass, 0x28)) == errno.ENOPROTOOPT
+    assert error_of(lambda: client.get_subflow_option(number, *tclass)) == errno.ENOPROTOOPT
+    world.echo(client, accepted)
+
+
+@pytest.mark.needs_support("set_subflow_option")
 def test_tcp_info_of_one_subflow(world: Any) -> None:
     client, accepted, number = world.two_paths()
     world.echo(client, accepted)

@@ -32,6 +32,8 @@ def to_endpoint(family: int, address: SocketAddress, verb: str) -> Endpoint:
         raise TypeError(f"'{type(port).__name__}' object cannot be interpreted as an integer")
     if not 0 <= port <= 0xFFFF:
         raise OverflowError(f"{verb}(): port must be 0-65535.")
+    if len(address) > 2 and not 0 <= address[2] < 1 << 20:
+        raise OverflowError(f"{verb}(): flowinfo must be 0-1048575.")
     return Endpoint(_packed(family, host), port)
 
 

@@ -69,6 +69,8 @@ class _Number:
     flag: bool = False  # any non-zero value means on
     zero: int | None = None  # what the field is when the option is 0
     clamp: bool = False  # a value out of range is brought into it instead of refused
+    resets: bool = False  # -1 means the default
+    mask: int = -1  # bits that an option can set
 
 
 _TCP, _SOL, _IP, _IP6 = std.IPPROTO_TCP, std.SOL_SOCKET, std.IPPROTO_IP, std.IPPROTO_IPV6
@@ -92,11 +94,18 @@ _NUMBERS: dict[tuple[int, int], _Number] = {
     (_SOL, std.SO_RCVBUF): _Number(
         "receive_buffer_bytes", lowest=MIN_RECEIVE_BUFFER_BYTES, highest=MAX_BUFFER_BYTES, clamp=True
     ),
-    (_IP, std.IP_TOS): _Number("traffic_class", highest=255),
-    (_IP6, std.IPV6_TCLASS): _Number("traffic_class", highest=255),
-    (_IP, std.IP_TTL): _Number("hop_limit", lowest=1, highest=255),
-    (_IP6, std.IPV6_UNICAST_HOPS): _Number("hop_limit", lowest=1, highest=255),
+    # RFC 3168 §5: the last two bits are not the application's.
+    (_IP, std.IP_TOS): _Number("traffic_class", highest=255, mask=0xFC),
+    (_IP6, std.IPV6_TCLASS): _Number("traffic_class", highest=255, mask=0xFC, resets=True),
+    (_IP, std.IP_TTL): _Number("hop_limit", lowest=1, highest=255, resets=True),
+    (_IP6, std.IPV6_UNICAST_HOPS): _Number("hop_limit", lowest=1, highest=255, resets=True),
 }
+
+
+def check_family(family: int, level: int, number: int = errno.ENOPROTOOPT) -> None:
+    """OSError with that errno for an option of IPv6 where there is IPv4, as on Linux; the reverse is no error."""
+    if level == _IP6 and family == std.AF_INET:
+        raise OSError(number, "IPv4 has no options of IPv6: use IP_TOS and IP_TTL, which act on IPv6 as well")
 
 
 def tcp_changes(level: int, option: int, value: int | bytes) -> dict[str, object] | None:
@@ -119,11 +128,13 @@ def tcp_changes(level: int, option: int, value: int | bytes) -> dict[str, object
         return {number.field: bool(given)}
     if given == 0 and number.zero is not None:
         return {number.field: number.zero}
+    if given == -1 and number.resets:
+        return {number.field: getattr(DEFAULT_TCP_CONFIG, number.field)}
     if number.clamp:
         given = min(max(given, number.lowest), number.highest)
     elif not number.lowest <= given <= number.highest:
         raise os_error(errno.EINVAL)
-    changes: dict[str, object] = {number.field: given * number.unit}
+    changes: dict[str, object] = {number.field: (given & number.mask) * number.unit}
     if number.field == "fin_wait_2_us" and given < 0:
         changes[number.field] = 0
     elif number.field == "receive_buffer_bytes":

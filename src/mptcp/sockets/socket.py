@@ -373,7 +373,8 @@ class Socket(AdvancedApi):
             self._check_open()
             if self._set_extended(level, optname, plain):
                 return
-            if (level, optname) == (std.IPPROTO_IPV6, std.IPV6_V6ONLY) and self._bound is not None:
+            opt.check_family(self._family, level)
+            if (level, optname) == (std.IPPROTO_IPV6, std.IPV6_V6ONLY) and (self._bound or self._connection):
                 raise os_error(errno.EINVAL)
             changes = opt.socket_changes(level, optname, plain)
             if changes is not None:
@@ -406,6 +407,7 @@ class Socket(AdvancedApi):
         def ask(argument: int | bytes) -> int | bytes | None:
             with self._pump.lock:
                 self._check_open()
+                opt.check_family(self._family, level, errno.EOPNOTSUPP)
                 value = self._get_extended(level, optname, argument)
                 return self._option(level, optname) if value is None else value
 

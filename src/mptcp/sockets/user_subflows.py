@@ -19,6 +19,11 @@ from mptcp.sockets.user_events import EventsApi
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
+    from mptcp.core.multipath.subflow import Subflow
+
+
+def _check_family(subflow: Subflow, level: int) -> None:
+    opt.check_family(std.AF_INET if subflow.tcp.local.family == 4 else std.AF_INET6, level)
 
 
 class EnhancedApi(EnhancedInterface, EventsApi):
@@ -40,7 +45,7 @@ class EnhancedApi(EnhancedInterface, EventsApi):
         level, optname = check_option(level, optname)
         with self._pump.lock:
             connection = self._the_connection()
-            subflow_control.find(connection, subflow_id)
+            _check_family(subflow_control.find(connection, subflow_id), level)
             changes = opt.tcp_changes(level, optname, value)
             if changes is None:
                 raise os_error(errno.ENOPROTOOPT)
@@ -51,6 +56,7 @@ class EnhancedApi(EnhancedInterface, EventsApi):
         level, optname = check_option(level, optname)
         with self._pump.lock:
             connection = self._the_connection()
+            _check_family(subflow_control.find(connection, subflow_id), level)
             config = subflow_control.config_of(connection, subflow_id)
             if (level, optname) == (std.IPPROTO_TCP, std.TCP_INFO):
                 return pack_tcp_info(connection, False, subflow_id)

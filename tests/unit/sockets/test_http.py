@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import socket as std
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -25,9 +26,10 @@ def on_stack(base: type[Any]) -> type[Any]:
 
     class Server(base):  # type: ignore[misc]
         def __init__(self, address: tuple[str, int], handler: type[Any]) -> None:
+            self.address_family = std.AF_INET6 if ":" in address[0] else std.AF_INET
             super().__init__(address, handler, bind_and_activate=False)
             self.socket.close()
-            self.socket = mptcp.create_server(address, backlog=self.request_queue_size)
+            self.socket = mptcp.create_server(address, family=self.address_family, backlog=self.request_queue_size)
             self.server_address = self.socket.getsockname()
 
     return Server
@@ -61,28 +63,23 @@ class Upper(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def running(stack: Any, kind: type[Any], handler: type[Any]) -> Iterator[tuple[str, int]]:
-    with mptcp.use(stack):
-        server = on_stack(kind)((stack_address(stack), 0), handler)
+def running(ours: Any, kind: type[Any], handler: type[Any]) -> Iterator[tuple[str, int]]:
+    with mptcp.use(ours.server_stack):
+        server = on_stack(kind)((ours.server_host, 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield server.server_address
+        yield server.server_address[:2]
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def stack_address(stack: Any) -> str:
-    with stack.pump.lock:
-        return ".".join(map(str, stack.pump.host.local_addresses()[0]))
-
-
 def test_get_and_post_on_one_connection(ours: Any) -> None:
     with (
-        running(ours.server_stack, http.server.ThreadingHTTPServer, Handler) as (host, port),
+        running(ours, http.server.ThreadingHTTPServer, Handler) as (host, port),
         mptcp.use(ours.client_stack),
     ):
         client = Connection(host, port, timeout=5)
@@ -108,7 +105,7 @@ def test_large_answers_to_several_clients(ours: Any, kind: type[Any]) -> None:
         sizes.append(len(client.getresponse().read()) - len(b"you asked for / "))
         client.close()
 
-    with running(ours.server_stack, kind, Handler) as (host, port):
+    with running(ours, kind, Handler) as (host, port):
         threads = [threading.Thread(target=get, args=(number,)) for number in range(4)]
         for thread in threads:
             thread.start()
@@ -119,7 +116,7 @@ def test_large_answers_to_several_clients(ours: Any, kind: type[Any]) -> None:
 
 def test_socketserver_streams(ours: Any) -> None:
     with (
-        running(ours.server_stack, socketserver.ThreadingTCPServer, Upper) as address,
+        running(ours, socketserver.ThreadingTCPServer, Upper) as address,
         mptcp.use(ours.client_stack),
         mptcp.create_connection(address, timeout=5) as client,
         client.makefile("rwb") as file,

@@ -39,22 +39,28 @@ def test_facts_of_a_multipath_connection(ours: Any) -> None:
     assert client.connection_id == server.info().remote_token != 0
     client.sendall(b"x")
     assert server.recv(1) == b"x"
-    wait_until(lambda: len(client.subflows()) == 2)  # the IPv6 addresses find each other
-    assert {s.local.host for s in client.subflows()} == {"10.0.0.1", "fd00::1"}
+    wait_until(lambda: len(client.subflows()) == 2)  # the addresses of the other family find each other
+    assert {s.local.host for s in client.subflows()} == set(ours.client_hosts)
     assert "multipath" in repr(client)
 
 
-def test_subflows_opened_closed_and_made_backup() -> None:
+@pytest.mark.parametrize(
+    ("hosts", "there"),
+    [(("10.0.0.1", "10.0.1.1"), "10.0.0.2"), (("fd00::1", "fd00:0:0:1::1"), "fd00::2")],
+    ids=["v4", "v6"],
+)
+def test_subflows_opened_closed_and_made_backup(hosts: tuple[str, str], there: str) -> None:
     near, far = LoopbackLink.pair()
+    size, family = ("/64", std.AF_INET6) if ":" in there else ("/24", std.AF_INET)
     config = mptcp.ConnectionConfig(path_manager=NoPaths)
     with (
-        mptcp.UserStack([near], ["10.0.0.1/24", "10.0.1.1/24"], seed=1, config=config) as one,
-        mptcp.UserStack([far], {far.name: ["10.0.0.2"]}, seed=2, config=config) as two,
+        mptcp.UserStack([near], [host + size for host in hosts], seed=1, config=config) as one,
+        mptcp.UserStack([far], {far.name: [there]}, seed=2, config=config) as two,
     ):
         with mptcp.use(two):
-            listener = mptcp.create_server(("", 8080))
+            listener = mptcp.create_server(("", 8080), family=family)
         with mptcp.use(one):
-            client = mptcp.create_connection(("10.0.0.2", 8080), timeout=5)
+            client = mptcp.create_connection((there, 8080), timeout=5)
         server, _ = listener.accept()
         client.sendall(b"x")
         assert server.recv(1) == b"x"
@@ -62,7 +68,7 @@ def test_subflows_opened_closed_and_made_backup() -> None:
         number = client.open_subflow(backup=True)
         wait_until(lambda: len(server.subflows()) == 2 and server.subflows()[1].state.value == "active")
         second = next(s for s in client.subflows() if s.id == number)
-        assert (second.local.host, second.backup) == ("10.0.1.1", True)
+        assert (second.local.host, second.backup) == (hosts[1], True)
         assert server.subflows()[1].backup  # as the client has asked for
         with pytest.raises(mptcp.PathError) as caught:
             client.open_subflow()
@@ -86,7 +92,7 @@ class NoPaths(PathManager):
 def test_without_multipath_the_reason_is_told(ours: Any) -> None:
     listener = ours.listen()
     with mptcp.use(ours.client_stack):
-        client = mptcp.create_connection(listener.getsockname(), 5, config=mptcp.ConnectionConfig(multipath=False))
+        client = mptcp.create_connection(listener.getsockname()[:2], 5, config=mptcp.ConnectionConfig(multipath=False))
     server, _ = listener.accept()
     assert (client.is_multipath, server.is_multipath) == (False, False)
     assert client.fallback_reason
@@ -101,13 +107,14 @@ def test_without_multipath_the_reason_is_told(ours: Any) -> None:
 
 
 # --- creating ---------------------------------------------------------------------------------------------------------
-def test_without_a_stack_in_use_it_is_the_kernels() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_without_a_stack_in_use_it_is_the_kernels(host: str) -> None:
     stack = current_stack()
     assert isinstance(stack, KernelStack)
     assert current_stack() is stack
     with (
-        mptcp.create_server(("127.0.0.1", 0)) as server,
-        mptcp.create_connection(server.getsockname()) as client,
+        mptcp.create_server((host, 0), family=std.AF_INET6 if ":" in host else std.AF_INET) as server,
+        mptcp.create_connection(server.getsockname()[:2]) as client,
         server.accept()[0] as accepted,
     ):
         client.sendall(b"hello")
@@ -132,18 +139,19 @@ def test_use_nests_and_the_default_is_for_threads(ours: Any) -> None:
 
 
 def test_create_connection_tells_all_errors(ours: Any) -> None:
+    closed = (ours.server_host, 9)
     with mptcp.use(ours.client_stack):
         with pytest.raises(ConnectionRefusedError) as refused:
-            mptcp.create_connection(("10.0.0.2", 9), 5)
+            mptcp.create_connection(closed, 5)
         assert isinstance(refused.value.__cause__, mptcp.ConnectionRefused)
         with pytest.raises(ExceptionGroup) as group:
-            mptcp.create_connection(("10.0.0.2", 9), 5, all_errors=True)
+            mptcp.create_connection(closed, 5, all_errors=True)
         assert [type(e) for e in group.value.exceptions] == [ConnectionRefusedError]
         with pytest.raises(OSError) as unreachable:
-            mptcp.create_connection(("192.0.2.1", 9), 0.01)
+            mptcp.create_connection((ours.nobody, 9), 0.01)
         assert isinstance(unreachable.value, TimeoutError)
         with pytest.raises(OSError) as wrong:
-            mptcp.create_connection(("10.0.0.2", 9), 5, source_address=("10.9.9.9", 0))
+            mptcp.create_connection(closed, 5, source_address=(ours.nobody, 0))
         assert wrong.value.errno == errno.EADDRNOTAVAIL
 
 
@@ -169,16 +177,20 @@ def test_ipv6_and_dual_stack(ours: Any) -> None:
 
 
 def test_create_server_in_use(ours: Any) -> None:
+    family, here = ours.family, (ours.server_host, 0)
     with mptcp.use(ours.server_stack):
-        with mptcp.create_server(("10.0.0.2", 0)) as first, pytest.raises(OSError) as taken:
-            mptcp.create_server(first.getsockname())
+        with mptcp.create_server(here, family=family) as first, pytest.raises(OSError) as taken:
+            mptcp.create_server(first.getsockname(), family=family)
         assert taken.value.errno == errno.EADDRINUSE
         assert "while attempting to bind" in str(taken.value)
-        mptcp.create_server(("10.0.0.2", first.getsockname()[1] if first.fileno() >= 0 else 0)).close()
+        mptcp.create_server(here, family=family).close()
+        with pytest.raises(OSError) as not_ours:
+            mptcp.create_server((ours.nobody, 0), family=family)
+        assert not_ours.value.errno == errno.EADDRNOTAVAIL
         with pytest.raises(mptcp.NotSupportedError):
-            mptcp.create_server(("10.0.0.2", 0), reuse_port=True)
+            mptcp.create_server(here, family=family, reuse_port=True)
         with pytest.raises(ValueError):
-            mptcp.create_server(("10.0.0.2", 0), dualstack_ipv6=True)
+            mptcp.create_server(here, dualstack_ipv6=True)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +212,9 @@ def test_wrong_stacks(links: int, addresses: Any, message: str) -> None:
     [
         (std.AF_UNIX, std.SOCK_STREAM, 0, errno.EAFNOSUPPORT),
         (std.AF_INET, std.SOCK_DGRAM, 0, errno.ESOCKTNOSUPPORT),
+        (std.AF_INET6, std.SOCK_DGRAM, 0, errno.ESOCKTNOSUPPORT),
         (std.AF_INET, std.SOCK_STREAM, 17, errno.EPROTONOSUPPORT),
+        (std.AF_INET6, std.SOCK_STREAM, 17, errno.EPROTONOSUPPORT),
     ],
 )
 def test_sockets_there_are_not(ours: Any, family: int, kind: int, proto: int, code: int) -> None:
@@ -258,7 +272,7 @@ def test_close_wakes_accept_and_connect(ours: Any) -> None:
 
     threads = [
         threading.Thread(target=run, args=(listener.accept,)),
-        threading.Thread(target=run, args=(lonely.connect, ("10.0.0.2", 1))),
+        threading.Thread(target=run, args=(lonely.connect, (ours.server_host, 1))),
     ]
     for thread in threads:
         thread.start()
@@ -277,7 +291,7 @@ def test_a_forgotten_socket_is_closed(ours: Any) -> None:
         warnings.simplefilter("always")
         del client
         gc.collect()
-    assert [w for w in caught if w.category is ResourceWarning and "10.0.0.1" in str(w.message)]
+    assert [w for w in caught if w.category is ResourceWarning and ours.client_host in str(w.message)]
     server.settimeout(3)
     assert server.recv(1) == b""
     server.close()
@@ -327,17 +341,20 @@ def test_a_closed_stack_says_so(ours: Any) -> None:
     ours.client_stack.close()
 
 
-def test_stacks_leave_no_descriptors_and_threads() -> None:
+@pytest.mark.parametrize("hosts", [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")], ids=["v4", "v6"])
+def test_stacks_leave_no_descriptors_and_threads(hosts: tuple[str, str]) -> None:
+    here, there = hosts
+
     def once() -> None:
         near, far = LoopbackLink.pair()
         with (
-            mptcp.UserStack([near], ["10.0.0.1"], seed=1) as one,
-            mptcp.UserStack([far], ["10.0.0.2"], seed=2) as two,
+            mptcp.UserStack([near], [here], seed=1) as one,
+            mptcp.UserStack([far], [there], seed=2) as two,
         ):
             with mptcp.use(two):
-                listener = mptcp.create_server(("", 8080))
+                listener = mptcp.create_server(("", 8080), family=std.AF_INET6 if ":" in there else std.AF_INET)
             with mptcp.use(one):
-                client = mptcp.create_connection(("10.0.0.2", 8080), 5)
+                client = mptcp.create_connection((there, 8080), 5)
             server, _ = listener.accept()
             for sock in (client, server, listener):
                 sock.fileno()

@@ -206,7 +206,7 @@ def test_unconnected(world: Any) -> None:
     assert outcome(sock.getpeername) == (OSError, errno.ENOTCONN)
     assert outcome(sock.shutdown, std.SHUT_WR) == (OSError, errno.ENOTCONN)
     assert outcome(sock.accept) == (OSError, errno.EINVAL)
-    assert sock.getsockname() == ("0.0.0.0", 0)
+    assert sock.getsockname() == world.name(world.wildcard, 0)
 
 
 def test_connected(world: Any) -> None:
@@ -231,7 +231,7 @@ def test_listening(world: Any) -> None:
 def test_bind_to_what_is_taken_or_not_ours(world: Any) -> None:
     server = world.listen()
     assert outcome(world.server().bind, server.getsockname()) == (OSError, errno.EADDRINUSE)
-    assert outcome(world.server().bind, ("192.0.2.1", 0)) == (OSError, errno.EADDRNOTAVAIL)
+    assert outcome(world.server().bind, (world.nobody, 0)) == (OSError, errno.EADDRNOTAVAIL)
     bound = world.server()
     bound.bind((world.server_host, 0))
     assert bound.getsockname()[1] > 1023
@@ -255,20 +255,30 @@ def test_bind_again_after_a_connection_needs_reuse_address(world: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "error"),
+    ("make", "error"),
     [
-        ("text", TypeError),
-        (("10.0.0.2",), TypeError),
-        (("10.0.0.2", "80"), TypeError),
-        (("10.0.0.2", 1, 0, 0), TypeError),
-        (("10.0.0.2", 65536), OverflowError),
-        ((12, 80), TypeError),
+        (lambda host: "text", TypeError),
+        (lambda host: (host,), TypeError),
+        (lambda host: (host, "80"), TypeError),
+        (lambda host: (host, 1, 0, 0, 0) if ":" in host else (host, 1, 0, 0), TypeError),
+        (lambda host: (host, 65536), OverflowError),
+        (lambda host: (host, 1, 1 << 20) if ":" in host else (host, -1), OverflowError),  # a flow label has 20 bits
+        (lambda host: (host, 1, "1") if ":" in host else (host, None), TypeError),
+        (lambda host: (12, 80), TypeError),
     ],
 )
-def test_nonsense_addresses(world: Any, address: Any, error: type[Exception]) -> None:
+def test_nonsense_addresses(world: Any, make: Callable[[str], Any], error: type[Exception]) -> None:
     for verb in ("connect", "bind", "connect_ex"):
         with pytest.raises(error):
-            getattr(world.client(), verb)(address)
+            getattr(world.client(), verb)(make(world.server_host))
+
+
+def test_addresses_of_the_other_family(world: Any) -> None:
+    other = "::1" if world.family == std.AF_INET else "127.0.0.1"
+    for verb in ("connect", "bind"):
+        with pytest.raises(std.gaierror) as caught:
+            getattr(world.client(), verb)((other, 80))
+        assert caught.value.errno == std.EAI_ADDRFAMILY
 
 
 def test_source_address(world: Any) -> None:
@@ -282,10 +292,10 @@ def test_source_address(world: Any) -> None:
 
 
 # --- connecting -------------------------------------------------------------------------------------------------------
-def closed_port(world: Any) -> tuple[str, int]:
+def closed_port(world: Any) -> tuple[Any, ...]:
     server = world.server()
     server.bind((world.server_host, 0))
-    name: tuple[str, int] = server.getsockname()
+    name: tuple[Any, ...] = server.getsockname()
     server.close()
     return name
 
@@ -480,17 +490,47 @@ def test_detach(world: Any) -> None:
         (std.IPPROTO_TCP, std.TCP_LINGER2, 7),
         (std.IPPROTO_IP, std.IP_TOS, 0x10),
         (std.IPPROTO_IP, std.IP_TTL, 33),
+        (std.IPPROTO_IPV6, std.IPV6_TCLASS, 0x10),
+        (std.IPPROTO_IPV6, std.IPV6_UNICAST_HOPS, 33),
+        (std.IPPROTO_IPV6, std.IPV6_V6ONLY, 1),
     ],
 )
 def test_numbers_are_kept(world: Any, level: int, option: int, value: int) -> None:
     sock = world.client()
+    if level == std.IPPROTO_IPV6 and world.family == std.AF_INET:
+        assert outcome(sock.setsockopt, level, option, value)[1] == errno.ENOPROTOOPT
+        assert outcome(sock.getsockopt, level, option)[1] == errno.EOPNOTSUPP
+        return
     sock.setsockopt(level, option, value)
     assert sock.getsockopt(level, option) == value
     sock.setsockopt(level, option, struct.pack("i", value))
     assert sock.getsockopt(level, option, 4) == struct.pack("i", value)
     client, _ = world.pair()
+    if option == std.IPV6_V6ONLY and level == std.IPPROTO_IPV6:  # for before the bind
+        assert outcome(client.setsockopt, level, option, value)[1] == errno.EINVAL
+        return
     client.setsockopt(level, option, value)
     assert client.getsockopt(level, option) == value
+
+
+@pytest.mark.parametrize(
+    ("level", "option", "value", "becomes"),
+    [
+        (std.IPPROTO_IP, std.IP_TOS, 0x13, 0x10),  # the last two bits are ECN's
+        (std.IPPROTO_IP, std.IP_TTL, -1, 64),
+        (std.IPPROTO_IPV6, std.IPV6_TCLASS, 0x13, 0x10),
+        (std.IPPROTO_IPV6, std.IPV6_TCLASS, -1, 0),
+        (std.IPPROTO_IPV6, std.IPV6_UNICAST_HOPS, -1, 64),
+    ],
+)
+def test_numbers_that_become_others(world: Any, level: int, option: int, value: int, becomes: int) -> None:
+    sock = world.client()
+    if level == std.IPPROTO_IPV6 and world.family == std.AF_INET:
+        assert outcome(sock.setsockopt, level, option, value)[1] == errno.ENOPROTOOPT
+        return
+    sock.setsockopt(level, option, 0x20)
+    sock.setsockopt(level, option, value)
+    assert sock.getsockopt(level, option) == becomes
 
 
 def test_accepted_sockets_inherit_options(world: Any) -> None:
@@ -517,10 +557,15 @@ def test_accepted_sockets_inherit_options(world: Any) -> None:
         (std.SOL_SOCKET, 9999, 1, errno.ENOPROTOOPT),
         (std.SOL_SOCKET, std.SO_LINGER, b"abc", errno.EINVAL),
         (std.IPPROTO_IP, std.IP_TTL, 256, errno.EINVAL),
+        (std.IPPROTO_IPV6, std.IPV6_TCLASS, 256, errno.EINVAL),
+        (std.IPPROTO_IPV6, std.IPV6_UNICAST_HOPS, 256, errno.EINVAL),
+        (std.IPPROTO_IPV6, 9999, 1, errno.ENOPROTOOPT),
     ],
 )
 def test_wrong_values(world: Any, level: int, option: int, value: Any, code: int) -> None:
     sock = world.client()
+    if level == std.IPPROTO_IPV6 and world.family == std.AF_INET:
+        code = errno.ENOPROTOOPT
     assert outcome(sock.setsockopt, level, option, value)[1] == code
 
 
@@ -535,8 +580,8 @@ def test_structures_and_names(world: Any) -> None:
     sock.setsockopt(std.IPPROTO_TCP, std.TCP_CONGESTION, b"reno")
     assert sock.getsockopt(std.IPPROTO_TCP, std.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
     assert sock.getsockopt(std.SOL_SOCKET, std.SO_TYPE) == std.SOCK_STREAM
-    assert sock.getsockopt(std.SOL_SOCKET, std.SO_DOMAIN) == std.AF_INET
-    assert (sock.family, sock.type) == (std.AF_INET, std.SOCK_STREAM)
+    assert sock.getsockopt(std.SOL_SOCKET, std.SO_DOMAIN) == world.family
+    assert (sock.family, sock.type) == (world.family, std.SOCK_STREAM)
 
 
 def test_tcp_info(world: Any) -> None:
