@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
         st.tuples(st.binary(max_size=70), st.sampled_from([0, 1, 2]), st.text("aé→ ", max_size=9)), max_size=5
     )
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=20)
 def test_read_gives_what_was_written(path: Path, packets: list[tuple[bytes, int, str]]) -> None:
     clock = itertools.count(1_700_000_000_123_456_789, 1_000_001)
     with PcapWriter(path, clock=lambda: next(clock)) as writer:

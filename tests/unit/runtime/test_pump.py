@@ -22,6 +22,9 @@ from mptcp.runtime.port import MAX_QUEUED_PACKETS, Port
 from mptcp.runtime.pump import Pump
 from mptcp.runtime.waiting import Source
 
+#: Far beyond what anything here takes, on a machine that is busy with other things.
+PATIENCE_S = 30.0
+
 
 class Pipe(Link):
     """A link whose other end is the test."""
@@ -145,21 +148,46 @@ def pump(host: EchoHost, link: Pipe) -> Iterator[Pump]:
     made.close()
 
 
-def wait_for(pump: Pump, source: Waiter, seconds: float = 3.0) -> bool:
+def wait_for(pump: Pump, source: Waiter, seconds: float = PATIENCE_S) -> bool:
     with pump.lock:
         return pump.wait(source, source.ready, pump.clock() + int(seconds * 1e6))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.0005)
 
 
+def is_driving(pump: Pump, source: Waiter) -> bool:
+    """Whether the thread that waits for ``source`` sleeps in the driver's seat."""
+    with pump.lock:
+        driver = pump.driver
+        if driver is None or pump.is_resting(driver):
+            return False
+        return pump._driver_ready is source.ready and driver.asleep_until > 0
+
+
+def is_waiting(pump: Pump, source: Waiter) -> bool:
+    """Whether a thread waits for ``source``, there or parked."""
+    with pump.lock:
+        return is_driving(pump, source) or any(parked.ready is source.ready for parked in pump._parked)
+
+
+def arrive_once_waiting(pump: Pump, source: Waiter, link: Pipe, *packets: bytes) -> None:
+    """In a thread of its own: ``packets`` come as soon as somebody waits for ``source``."""
+
+    def run() -> None:
+        wait_until(lambda: is_waiting(pump, source))
+        link.arrive(*packets)
+
+    threading.Thread(target=run).start()
+
+
 def test_who_waits_drives(pump: Pump, host: EchoHost, link: Pipe) -> None:
     source = Waiter(host, lambda: len(host.received) >= 2)
-    threading.Timer(0.01, link.arrive, [b"one", b"two"]).start()
+    arrive_once_waiting(pump, source, link, b"one", b"two")
     assert wait_for(pump, source)
     assert link.readers == [threading.current_thread().name]
     assert link.sent == [b"one", b"two"]
@@ -179,7 +207,7 @@ def test_a_wait_takes_the_seat_from_the_background_and_gives_it_back(pump: Pump,
     wait_until(lambda: pump.driver is not None)
     for round_ in range(3):
         source = Waiter(host, lambda count=round_: len(host.received) > count)  # type: ignore[misc]
-        threading.Timer(0.005, link.arrive, [b"x"]).start()
+        arrive_once_waiting(pump, source, link, b"x")
         assert wait_for(pump, source)
     assert set(link.readers) == {threading.current_thread().name}
     link.arrive(b"later")
@@ -191,9 +219,10 @@ def test_the_background_stays_away_from_a_driver_that_waits_long(pump: Pump, hos
     source = Waiter(host, lambda: bool(host.received))
     thread = threading.Thread(target=wait_for, args=(pump, source), name="app")
     thread.start()
+    wait_until(lambda: is_waiting(pump, source))
     time.sleep(GRACE_S * 40)
     link.arrive(b"x")
-    thread.join(3)
+    thread.join(PATIENCE_S)
     assert link.readers == ["app"]
     link.arrive(b"y")  # it was asleep; the leaving driver has told it
     wait_until(lambda: link.readers == ["app", "mptcp-pump"])
@@ -202,7 +231,7 @@ def test_the_background_stays_away_from_a_driver_that_waits_long(pump: Pump, hos
 def test_timeout_of_a_wait(pump: Pump, host: EchoHost) -> None:
     begin = time.monotonic()
     assert not wait_for(pump, Waiter(host, bool), 0.01)
-    assert 0.01 <= time.monotonic() - begin < 1
+    assert time.monotonic() - begin >= 0.01
 
 
 def test_several_wait_and_one_drives(pump: Pump, host: EchoHost, link: Pipe) -> None:
@@ -220,7 +249,7 @@ def test_several_wait_and_one_drives(pump: Pump, host: EchoHost, link: Pipe) -> 
         link.arrive(b"%d" % number)
         wait_until(lambda count=number: len(results) > count)  # type: ignore[misc]
     for thread in threads:
-        thread.join(3)
+        thread.join(PATIENCE_S)
     assert sorted(results) == list(range(8))
     assert link.sent == [b"%d" % number for number in range(8)]
 
@@ -228,18 +257,16 @@ def test_several_wait_and_one_drives(pump: Pump, host: EchoHost, link: Pipe) -> 
 def test_the_seat_is_handed_over_when_the_driver_leaves(pump: Pump, host: EchoHost, link: Pipe) -> None:
     done: list[str] = []
 
-    def run(name: str, count: int) -> None:
-        wait_for(pump, Waiter(host, lambda: len(host.received) >= count))
+    def run(name: str, source: Waiter) -> None:
+        wait_for(pump, source)
         done.append(name)
 
-    first = threading.Thread(target=run, args=("first", 1), name="first")
-    second = threading.Thread(target=run, args=("second", 2), name="second")
-    first.start()
-    time.sleep(0.005)
-    second.start()
-    time.sleep(0.005)
+    first, second = Waiter(host, lambda: len(host.received) >= 1), Waiter(host, lambda: len(host.received) >= 2)
+    for name, source in (("first", first), ("second", second)):
+        threading.Thread(target=run, args=(name, source), name=name).start()
+        wait_until(lambda source=source: is_waiting(pump, source))  # type: ignore[misc]
     link.arrive(b"x")
-    wait_until(lambda: done == ["first"])
+    wait_until(lambda: done == ["first"] and is_driving(pump, second))
     link.arrive(b"y")
     wait_until(lambda: done == ["first", "second"])
     assert link.readers == ["first", "second"]
@@ -247,38 +274,40 @@ def test_the_seat_is_handed_over_when_the_driver_leaves(pump: Pump, host: EchoHo
 
 def test_a_regular_takes_the_seat(pump: Pump, host: EchoHost, link: Pipe) -> None:
     stop = threading.Event()
-    idle = threading.Thread(target=wait_for, args=(pump, Waiter(host, stop.is_set)), name="idle")
+    idler = Waiter(host, stop.is_set)
+    idle = threading.Thread(target=wait_for, args=(pump, idler), name="idle")
     idle.start()
-    time.sleep(0.005)
+    wait_until(lambda: is_waiting(pump, idler))
 
     def work() -> None:
         for number in range(30):
-            link_thread = threading.Timer(0.001, link.arrive, [b"x"])
-            link_thread.start()
-            assert wait_for(pump, Waiter(host, lambda count=number: len(host.received) > count))  # type: ignore[misc]
+            source = Waiter(host, lambda count=number: len(host.received) > count)  # type: ignore[misc]
+            arrive_once_waiting(pump, source, link, b"x")
+            assert wait_for(pump, source)
 
     busy = threading.Thread(target=work, name="busy")
     busy.start()
-    busy.join(5)
+    busy.join(PATIENCE_S)
     assert link.readers[0] == "idle"
     assert link.readers[-10:].count("busy") >= 8, "woken for every packet by a thread that does not want them"
     stop.set()
     with pump.lock:
         pump.rouse()
     link.arrive(b"end")
-    idle.join(3)
+    idle.join(PATIENCE_S)
     assert not idle.is_alive()
 
 
 def test_what_another_thread_changes_ends_the_drivers_wait(pump: Pump, host: EchoHost) -> None:
     flag: list[bool] = []
-    thread = threading.Thread(target=wait_for, args=(pump, Waiter(host, lambda: bool(flag))))
+    source = Waiter(host, lambda: bool(flag))
+    thread = threading.Thread(target=wait_for, args=(pump, source))
     thread.start()
-    time.sleep(0.01)
+    wait_until(lambda: is_waiting(pump, source))
     with pump.lock:
         flag.append(True)
         pump.flush()
-    thread.join(0.5)
+    thread.join(PATIENCE_S / 3)  # sooner than the wait would end by itself
     assert not thread.is_alive()
 
 
@@ -349,19 +378,21 @@ def test_close_ends_every_wait(host: EchoHost, link: Pipe) -> None:
     pump = Pump(host, [(link, 0)])  # type: ignore[arg-type]
     codes: list[int | None] = []
 
-    def run() -> None:
+    def run(source: Waiter) -> None:
         try:
-            wait_for(pump, Waiter(host, bool))
+            wait_for(pump, source)
         except OSError as error:
             codes.append(error.errno)
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
+    stop = [threading.Event() for _ in range(3)]
+    sources = [Waiter(host, event.is_set) for event in stop]
+    threads = [threading.Thread(target=run, args=(source,)) for source in sources]
     for thread in threads:
         thread.start()
-    time.sleep(0.01)
+    wait_until(lambda: all(is_waiting(pump, source) for source in sources))
     pump.close()
     for thread in threads:
-        thread.join(3)
+        thread.join(PATIENCE_S)
     assert codes == [errno.ENETDOWN] * 3
     pump.close()
 
@@ -375,14 +406,20 @@ def test_an_interrupted_wait_leaves_the_lock_and_the_seat_in_order(pump: Pump, h
     def interrupt(*args: Any) -> None:
         raise Interrupted
 
+    def interrupt_once_waiting(source: Waiter) -> None:
+        wait_until(lambda: is_waiting(pump, source))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         for _ in range(3):
-            signal.setitimer(signal.ITIMER_REAL, 0.005)
+            source = Waiter(host, threading.Event().is_set)
+            sender = threading.Thread(target=interrupt_once_waiting, args=(source,))
+            sender.start()
             with pytest.raises(Interrupted):
-                wait_for(pump, Waiter(host, bool))
+                wait_for(pump, source)
+            sender.join()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert pump.lock.acquire(timeout=1)
     pump.lock.release()
