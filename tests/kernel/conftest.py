@@ -1,5 +1,6 @@
 """What tests against the kernel's own MPTCP need: laboratories of namespaces, connected sockets, or a reason to skip."""
 
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,10 @@ from mptcp.testing import netns
 
 HERE = __file__.rpartition("/")[0]
 IPPROTO_MPTCP = 262
+
+# A shell without job control lets what it starts in the background ignore SIGINT, and so would every program started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +93,7 @@ def make_pair() -> Iterator[Callable[..., tuple[socket.socket, socket.socket]]]:
         if not keep_listener:
             listener.close()
         for sock in (client, server):
-            sock.settimeout(10)
+            sock.settimeout(30)
         if full:
             client.sendall(b".")
             server.recv(1)
@@ -103,9 +108,9 @@ def make_pair() -> Iterator[Callable[..., tuple[socket.socket, socket.socket]]]:
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    """Waits until ``condition()`` is true, 5 s at most: what the kernel does next, it does a moment later."""
+    """Waits until ``condition()`` is true, 30 s at most: what the kernel does next, it does a moment later."""
 
-    def wait(condition: Callable[[], object], seconds: float = 5) -> None:
+    def wait(condition: Callable[[], object], seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "it did not happen"

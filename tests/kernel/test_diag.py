@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from mptcp.errors import PathError
 from mptcp.info import Endpoint
 from mptcp.kernel import layout, sockopt
 from mptcp.kernel.diag import Diag
@@ -87,3 +88,21 @@ def test_plain_tcp_is_not_destroyed(host_namespace: Namespace, make_pair) -> Non
     assert caught.value.errno == errno.ENOENT
     client.sendall(b"still")
     assert server.recv(5, socket.MSG_WAITALL) == b"still"
+
+
+def test_one_that_ends_between_look_and_reset(make_steered, eventually, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = make_steered()
+    pair.client.open_subflow(pair.local(2), pair.remote(2))
+    wait_subflows(pair.client_socket, 2, eventually)
+    wait_subflows(pair.server_socket, 2, eventually)
+    ends = pair.client.ids.endpoints(2)
+    with Diag(NetNamespace(pair.lab.client.fileno())) as diag:
+        seen = diag.subflow(*ends)
+        assert seen is not None
+        pair.client.close_subflow(2, True)
+        eventually(lambda: diag.subflow(*ends) is None)
+        monkeypatch.setattr(Diag, "subflow", lambda *_: seen)
+        with pytest.raises(PathError, match="no subflow") as caught:
+            diag.destroy(*ends)
+    assert caught.value.errno == errno.ENOENT
+    pair.exchange()

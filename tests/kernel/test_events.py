@@ -35,7 +35,7 @@ def taken(connection: KernelConnection) -> list[Event]:
     return found
 
 
-def next_of(connection: KernelConnection, kind: EventKind, seconds: float = 5) -> Event:
+def next_of(connection: KernelConnection, kind: EventKind, seconds: float = 30) -> Event:
     """The next event of a kind; others are passed over."""
     deadline = time.monotonic() + seconds
     with connection.lock:
@@ -75,10 +75,13 @@ def test_none_is_lost_between_connect_and_subscribe(
     early = KernelConnection(client.fileno(), namespace, control, Monitor(namespace, control))
     local = Endpoint.parse(steered_lab.client_address(2, family))
     remote = Endpoint.parse(steered_lab.server_address(2, family), server.getsockname()[1])
-    early.close_subflow(early.open_subflow(local, remote))
+    number = early.open_subflow(local, remote)
+    eventually(lambda: early.waiting_events == 3)
+    early.close_subflow(number)
     early.open_subflow(local, remote)
     eventually(lambda: early.waiting_events == 5)
-    time.sleep(0.01)
+    # CREATED, ESTABLISHED, and three of subflows: the other monitor has heard all of them, too.
+    eventually(lambda: len(monitor._unclaimed[early.token][1]) == 5)
     late = KernelConnection(client.fileno(), namespace, control, monitor)
     assert late.waiting_events == 5
     events = taken(late)
@@ -242,8 +245,8 @@ def test_a_reader_that_does_not_read_is_told_how_many_it_missed(make_steered: Ma
     for turn in range(flips):
         pair.client.set_backup(number, turn % 2 == 0)
         wanted = turn % 2 == 0
-        eventually(lambda wanted=wanted: pair.server.subflows()[1].backup is wanted or pair.server.missed_events)
-    eventually(lambda: pair.server.missed_events > 0)
+        eventually(lambda wanted=wanted: pair.server.subflows()[1].backup is wanted)
+    eventually(lambda: pair.server.missed_events == flips - MAX_EVENTS)
     events = taken(pair.server)
     assert events[-1].kind is EventKind.MISSED
     assert events[-1].missed == pair.server.missed_events
@@ -284,13 +287,15 @@ def test_an_overflow_is_answered_by_reading_everything(
             pair.client.close_subflow(number)
         eventually(lambda: len([s for s in pair.client.subflows() if s.state is SubflowState.ACTIVE]) == 4)
     eventually(lambda: compared)
-    time.sleep(0.02)
     open_: set[Endpoint | None] = {pair.client.initial_local}
-    for event in [e for e in taken(slow) if e.kind is EventKind.SUBFLOW_ESTABLISHED]:
-        open_.add(event.local)
     now = {s.local for s in slow.subflows()}
     assert len(now) == 4
-    assert now <= open_
+
+    def all_told() -> bool:
+        open_.update(event.local for event in taken(slow) if event.kind is EventKind.SUBFLOW_ESTABLISHED)
+        return now <= open_
+
+    eventually(all_told)
     slow.close()
     monitor.close()
     control.close()
@@ -325,14 +330,16 @@ def test_closing_wakes_whoever_waits(make_steered: Make) -> None:
     pair = make_steered()
     taken(pair.client)
     seen: list[bool] = []
+    waits = threading.Event()
 
     def wait() -> None:
         with pair.client.lock:
-            seen.append(pair.client.changed.wait(5))
+            waits.set()  # nobody else gets the lock before this thread waits
+            seen.append(pair.client.changed.wait(30))
 
     thread = threading.Thread(target=wait)
     thread.start()
-    time.sleep(0.01)
+    waits.wait()
     pair.client.close()
     pair.client.close()
     thread.join()
@@ -354,13 +361,20 @@ def test_timers(steered_lab: netns.Lab, eventually: Wait) -> None:
         def second(self) -> None:
             self.calls.append("second")
 
+        def third(self) -> None:
+            self.calls.append("third")
+
     clock, forgotten = Clock(), Clock()
     calls = forgotten.calls
-    monitor.call_later(0.02, clock.second)
+    began = time.monotonic()
+    monitor.call_later(3600, clock.third)  # who sleeps for so long is woken for those below
     monitor.call_later(0.0, clock.first)
+    eventually(lambda: clock.calls == ["first"])
+    monitor.call_later(0.02, clock.second)
     monitor.call_later(0.0, forgotten.first)
     del forgotten
     eventually(lambda: clock.calls == ["first", "second"])
+    assert time.monotonic() - began >= 0.02
     assert calls in ([], ["first"])
     monitor.close()
     monitor.close()
@@ -389,15 +403,15 @@ def test_without_privilege_subflows_are_seen_all_the_same(make_steered: Make) ->
 
 
 def test_without_privilege_the_end_of_a_subflow_is_told_by_sock_diag(
-    make_steered: Make, monkeypatch: pytest.MonkeyPatch
+    make_steered: Make, eventually: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mptcp.kernel.monitor.POLL_S", 60.0)
     pair = make_steered(heard=False)
     keep = make_steered()
     number = pair.client.open_subflow(pair.local(2), pair.remote(2))
-    keep.exchange()
-    pair.exchange()
+    eventually(lambda: [s.state for s in pair.server.subflows()] == [SubflowState.ACTIVE] * 2)
     pair.server.synchronise()
+    keep.exchange()
     assert next_of(pair.server, EventKind.SUBFLOW_ESTABLISHED).subflow_id == 1
     assert next_of(pair.server, EventKind.SUBFLOW_ESTABLISHED).subflow_id == 2
     pair.client.close_subflow(number, reset=True)

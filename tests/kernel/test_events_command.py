@@ -30,7 +30,7 @@ class Collected:
         self.told: list[Told] = []
 
     def until(self, kind: EventKind) -> Told:
-        for _ in range(100):
+        for _ in range(600):
             self.told += self.source.read(0.05)
             found = [told for told in self.told if told.event.kind is kind]
             if found:

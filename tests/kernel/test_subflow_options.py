@@ -276,3 +276,8 @@ def test_of_a_connection_by_the_number_of_a_subflow(
     with pytest.raises(OSError, match="no subflow 77") as caught:
         pair.client.get_subflow_option(77, SOL_TCP, socket.TCP_INFO, 104)
     assert caught.value.errno == errno.EINVAL
+    # The one errno that means two things: no such subflow, and no such congestion control.
+    for missing, expected in ((77, errno.EINVAL), (number, errno.ENOENT)):
+        with pytest.raises(OSError) as caught:
+            pair.client.set_subflow_option(missing, SOL_TCP, socket.TCP_CONGESTION, b"nosuch")
+        assert caught.value.errno == expected

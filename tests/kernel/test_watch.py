@@ -69,7 +69,7 @@ def silence(lab: netns.Lab) -> None:
     lab.server.nft(f"table inet cut {{\nchain in {{ {chain}; }}\n}}")
 
 
-def push(sock: socket.socket, until: Callable[[], bool], seconds: float = 6) -> None:
+def push(sock: socket.socket, until: Callable[[], bool], seconds: float = 30) -> None:
     """Sends until it is so."""
     deadline = time.monotonic() + seconds
     sock.settimeout(0.05)
@@ -116,7 +116,7 @@ def test_asyncio_is_looked_after_and_an_address_that_returns_is_used(
         sock.open_subflow((lab.server_address(2), echo), (lab.client_address(2), 0))
 
         async def become(addresses: set[str]) -> None:
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             while working(sock) != addresses:
                 assert time.monotonic() < deadline, working(sock)
                 await asyncio.sleep(0.005)

@@ -182,10 +182,20 @@ class KernelConnection(ConnectionEvents):
 
     def set_subflow_option(self, number: int, level: int, name: int, value: bytes) -> None:
         """setsockopt on one subflow; errors of setsockopt."""
+        unknown: PathError | None = None
         with self.lock, _no_such_subflow(number):
             self._check_multipath()
             local, remote = self._ends(number)
-            self._control.set_subflow_option(self._fd, self.token, local, remote, level, name, value)
+            try:
+                self._control.set_subflow_option(self._fd, self.token, local, remote, level, name, value)
+            except PathError as error:
+                # setsockopt says ENOENT, too, of a congestion control that is not there.
+                named = (level, name) == (socket.IPPROTO_TCP, socket.TCP_CONGESTION)
+                if not named or error.errno != errno.ENOENT or number not in self._look():
+                    raise
+                unknown = error
+        if unknown is not None:
+            raise unknown
 
     def get_subflow_option(self, number: int, level: int, name: int, size: int) -> bytes:
         """getsockopt on one subflow: up to ``size`` octets. TCP_INFO needs no privilege."""
@@ -263,6 +273,10 @@ class KernelConnection(ConnectionEvents):
             self._watches_usable = True
             self._monitor.call_later(0.0, self._grant)
 
+    def note_fell_back(self) -> None:
+        """With the lock."""
+        self._wishes.clear()
+
     def note_gone(self, number: int) -> None:
         """With the lock."""
         route = self._routed.pop(number, None)
@@ -316,6 +330,8 @@ class KernelConnection(ConnectionEvents):
     def _create_late(self, number: int, local: Endpoint, remote: Endpoint, backup: bool, interface: int) -> None:
         """As wished for earlier: an error has nobody to go to but the events."""
         with self.lock:
+            if self.is_ended:
+                return  # the descriptor may be another socket's by now
             try:
                 self._create(number, local, remote, backup, interface)
             except OSError as error:

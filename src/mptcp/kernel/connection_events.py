@@ -78,10 +78,14 @@ class ConnectionEvents(Subscriber):
         except NotSupportedError:
             self.token = 0
         self._was_multipath = self.token != 0
+        if self._was_multipath:
+            reading.note_multipath(monitor.counted)
         monitor.subscribe(self.token, self, fd)
         with self.lock:
             if not self._told_established and not self.is_ended:
                 self._begin()
+            elif not self.is_ended:
+                self._check_fallback()  # it may have fallen back before anybody listened
             self._tell_news()
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -260,8 +264,9 @@ class ConnectionEvents(Subscriber):
 
     def _seen(self, number: int, local: Endpoint, remote: Endpoint) -> None:
         told = self._surroundings.lookup(local, remote)
-        backup = told is not None and bool(told.flags & FLAG_BACKUP_REM)
         before = self._open.get(number)
+        # Of one that has ended since it was listed, nothing is told: that is no change of its priority.
+        backup = bool(told.flags & FLAG_BACKUP_REM) if told is not None else bool(before)
         self._open[number] = backup
         self._pending.pop(number, None)
         if before is None:
@@ -295,6 +300,10 @@ class ConnectionEvents(Subscriber):
     def _fell_back(self) -> None:
         self._was_multipath = False
         self._open.clear()
+        for number in list(self._pending):
+            self._closing.setdefault(number, "the connection fell back to TCP")
+            self._gone(number)
+        self.note_fell_back()
         self._put(
             Event(
                 EventKind.FELL_BACK, _now(), self.ids.number(self.initial_local, self.initial_remote),
@@ -336,6 +345,9 @@ class ConnectionEvents(Subscriber):
 
     def note_gone(self, number: int) -> None:
         """With the lock: that subflow is no more."""
+
+    def note_fell_back(self) -> None:
+        """With the lock: it is plain TCP from here on."""
 
     def note_usable(self) -> None:
         """With the lock: the peer has shown that further subflows are possible."""

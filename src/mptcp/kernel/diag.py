@@ -64,6 +64,8 @@ _REQUEST: Final = struct.Struct("=BBBxI")
 #: ``struct inet_diag_sockid``: ports (network order), addresses, interface, cookie.
 _SOCKID: Final = struct.Struct("=2s2s16s16sI8s")
 _ANY_COOKIE: Final = b"\xff" * 8
+#: No such socket, or another one (the cookie differs).
+_GONE: Final = frozenset({errno.ENOENT, errno.ESTALE})
 #: ``struct inet_diag_msg``: family, state, timer, retransmits, the sockid; expires, rqueue, wqueue, uid, inode.
 _MESSAGE: Final = struct.Struct("=4B48s5I")
 
@@ -209,7 +211,13 @@ class Diag:
         if subflow is None or inode not in {None, subflow.inode}:
             raise PathError(f"there is no subflow from {local} to {remote}", errno.ENOENT)
         body = _REQUEST.pack(subflow.family, _IPPROTO_TCP, 0, _ALL_STATES) + subflow.sockid
-        self._netlink.request(SOCK_DESTROY, body, what=f"resetting the subflow from {local} to {remote}")
+        try:
+            self._netlink.request(SOCK_DESTROY, body, what=f"resetting the subflow from {local} to {remote}")
+        except NetlinkError as error:
+            if error.errno not in _GONE:
+                raise
+            # It has ended since it was looked up.
+            raise PathError(f"there is no subflow from {local} to {remote}", errno.ENOENT) from None
 
     def _listed(self, body: bytes, what: str) -> list[Message]:
         try:
@@ -225,7 +233,7 @@ class Diag:
         try:
             return [message.payload for message in self._netlink.request(SOCK_DIAG_BY_FAMILY, body, what=what)]
         except NetlinkError as error:
-            if error.errno in {errno.ENOENT, errno.ESTALE}:
+            if error.errno in _GONE:
                 return []
             raise
 

@@ -19,7 +19,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from mptcp.forking import freed_in_child
@@ -28,6 +28,7 @@ from mptcp.kernel import features
 from mptcp.kernel.addresses import AddressChange, AddressWatch, LocalAddress
 from mptcp.kernel.control import Control
 from mptcp.kernel.destroyed import DestroyedSockets
+from mptcp.kernel.fallback import fallbacks
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_events import EventsLost, PmEvent, PmEventKind, PmEventSource
 
@@ -136,11 +137,18 @@ def _put(subscriber: Subscriber, notice: Notice) -> None:
     inbox.append(notice)
 
 
-def _let_work(subscriber: Subscriber) -> None:
+def _guarded(call: Callable[[], None]) -> None:
     try:
-        subscriber.work()
+        call()
     except Exception:  # noqa: BLE001 what one connection's listener does wrong must not end the events of all others
         _log.exception("a subscriber of kernel events failed")
+
+
+def _is_over(fd: int) -> bool:
+    """Whether epoll would say so now: both directions over, an error, or no such descriptor."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def _run(reference: weakref.ref[Monitor], ears: _Ears) -> None:
@@ -179,7 +187,8 @@ class Monitor:
         self._polls = self._watches_fallbacks = False
         self._closed = False
         self._pid = os.getpid()
-        self._fallbacks = -1
+        #: Of the namespace, when they were last looked at.
+        self.counted: Mapping[str, int] = features.counters(namespace)
         self._ears = _Ears()
         with contextlib.suppress(OSError):
             self._ears.addresses = AddressWatch(namespace)
@@ -210,9 +219,9 @@ class Monitor:
                 stale = self._by_fd.pop(fd, None)
                 self._by_fd[fd] = place
                 if stale is not None:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError, ValueError):
                         self._ears.epoll.unregister(fd)
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):  # ValueError: the monitor has just been closed
                     self._ears.epoll.register(fd, select.EPOLLHUP | select.EPOLLERR | select.EPOLLET)
             source = self._ears.source
         if source is not None and token and fd >= 0:
@@ -227,9 +236,10 @@ class Monitor:
             for place in gone:
                 self._drop(place)
             left = token in self._places
-        if gone and not left and token and self._ears.source is not None:
+            source = self._ears.source
+        if gone and not left and token and source is not None:
             with contextlib.suppress(OSError):
-                self._ears.source.unwatch(token)
+                source.unwatch(token)
 
     def subscribe_all(self, subscriber: Subscriber) -> None:
         """``subscriber`` gets the kernel's events of every connection, and what is not of one. Not without privilege."""
@@ -329,7 +339,7 @@ class Monitor:
                     _put(subscriber, event)
                     touched[id(subscriber)] = subscriber
         for subscriber in touched.values():
-            _let_work(subscriber)
+            _guarded(subscriber.work)
 
     def _read_addresses(self, watch: AddressWatch) -> None:
         try:
@@ -358,8 +368,10 @@ class Monitor:
         with self._lock:
             place = self._by_fd.get(fd)
             subscriber = place.ref() if place is not None else None
-        if subscriber is not None:
-            self._tell([subscriber], HungUp(bool(mask & select.EPOLLERR)))
+            # What epoll has said may be of a connection that was closed since, and the number another one's by now.
+            if subscriber is None or not _is_over(fd):
+                return
+        self._tell([subscriber], HungUp(bool(mask & select.EPOLLERR)))
 
     def _run_timers(self) -> None:
         now = time.monotonic()
@@ -369,7 +381,7 @@ class Monitor:
                     return
                 call = heapq.heappop(self._timers)[2]()
             if call is not None:
-                call()
+                _guarded(call)
 
     def _poll(self) -> None:
         subscribers = self._all() if self._ears.source is None else []
@@ -385,10 +397,8 @@ class Monitor:
             if not self._places:
                 return
             self._later(FALLBACK_S, self._check_fallbacks)
-        counted = features.counters(self._namespace)
-        total = sum(value for name, value in counted.items() if "Fallback" in name or "InfiniteMap" in name)
-        before, self._fallbacks = self._fallbacks, total
-        if before not in {-1, total}:
+        before, self.counted = self.counted, features.counters(self._namespace)
+        if fallbacks(before) != fallbacks(self.counted):
             self._tell(self._all(), PollTurn())
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -396,7 +406,7 @@ class Monitor:
         for subscriber in subscribers:
             with self._lock:
                 _put(subscriber, notice)
-            _let_work(subscriber)
+            _guarded(subscriber.work)
 
     def _all(self) -> list[Subscriber]:
         with self._lock:

@@ -96,6 +96,10 @@ class NetNamespace:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        # A descriptor that nobody can close any more would keep the namespace, with all its links, until the program ends.
+        self.close()
+
     def _open_fd(self) -> int:
         if self._fd < 0:
             raise OSError(errno.EBADF, f"the network namespace {self.name} has been closed")

@@ -61,7 +61,8 @@ class PathManagerService(Subscriber):
         self._monitor = Monitor(namespace, self._control)
         self._managing = Managing(self._monitor)
         self._monitor.subscribe_all(self)
-        self._find_connections()
+        with self._lock:
+            self._find_connections()
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -77,6 +78,11 @@ class PathManagerService(Subscriber):
 
     # --- notices -------------------------------------------------------------------------------------------------------
     def work(self) -> None:
+        with self._lock:
+            self._work()
+
+    # --- inside, with the lock -----------------------------------------------------------------------------------------
+    def _work(self) -> None:
         while True:
             try:
                 notice = self.inbox.popleft()
@@ -97,7 +103,6 @@ class PathManagerService(Subscriber):
                 case _:
                     pass
 
-    # --- inside --------------------------------------------------------------------------------------------------------
     def _find_connections(self) -> None:
         """Those that were there before anybody listened: who opened them shows in where somebody listens."""
         sockets = self._diag.mptcp_sockets()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -105,7 +106,7 @@ def event(token: int, kind: PmEventKind = PmEventKind.SUBFLOW_ESTABLISHED, numbe
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.001)
@@ -229,6 +230,37 @@ def test_the_end_of_a_connection_shows_on_its_descriptor(monitor: Monitor) -> No
     ours.close()
 
 
+def test_what_was_said_of_a_descriptor_before_is_not_said_of_the_next_with_its_number(monitor: Monitor) -> None:
+    ours, theirs = socket.socketpair()
+    listener = Listener()
+    monitor.subscribe(1, listener, ours.fileno())
+    # The monitor's thread has this from epoll, and comes to it when the number is another socket's.
+    monitor._hung_up(ours.fileno(), select.EPOLLHUP)
+    assert listener.heard == []
+    theirs.close()
+    eventually(lambda: listener.heard)
+    monitor.unsubscribe(1, listener)
+    ours.close()
+
+
+def test_a_timer_that_fails_is_not_the_end_of_the_others(monitor: Monitor, caplog: pytest.LogCaptureFixture) -> None:
+    class Clock:
+        def __init__(self) -> None:
+            self.rings = 0
+
+        def ring(self) -> None:
+            self.rings += 1
+
+        def fail(self) -> None:
+            raise RuntimeError("this clock is broken")
+
+    clock = Clock()
+    monitor.call_later(0, clock.fail)
+    eventually(lambda: "this clock is broken" in caplog.text)
+    monitor.call_later(0, clock.ring)
+    eventually(lambda: clock.rings == 1)
+
+
 def test_a_source_that_fails_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_S", (0.01, 0.02))
     monkeypatch.setattr(module, "POLL_S", 0.01)
@@ -291,3 +323,7 @@ def test_a_closed_monitor(source: Source) -> None:
     monitor.close()
     assert source.wake == -1
     assert not monitor._thread.is_alive()
+    # A connection that began at that very moment hears nothing, and nothing else happens to it.
+    with socket.socket() as sock:
+        for _ in range(2):
+            monitor.subscribe(1, Listener(), sock.fileno())
