@@ -185,6 +185,12 @@ class UdpSocket(Socket):
             super()._show()
 
     # --- names -------------------------------------------------------------------------------------------------------
+    def accept_now(self) -> Socket | None:
+        accepted = super().accept_now()
+        if isinstance(accepted, UdpSocket):
+            accepted._shows_outer = self._shows_outer  # whoever has named an outer address is answered with such
+        return accepted
+
     def _bind(self, local: Endpoint) -> None:
         inner = self._udp_stack.inner(local)
         self._shows_outer |= inner != local

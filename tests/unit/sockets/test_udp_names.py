@@ -43,9 +43,15 @@ def two_stacks(closing: list[Any], family: int, *, port: int, **options: Any) ->
     return client, server
 
 
-def listening(closing: list[Any], stack: UdpStack, family: int, port: int) -> mptcp.Socket:
+def hosts_of(family: int) -> tuple[tuple[str, str], int]:
+    """((the address of that family, of the other), the other family)."""
+    other = socket.AF_INET6 if family == socket.AF_INET else socket.AF_INET
+    return (HOSTS[socket.AddressFamily(family)], HOSTS[other]), other
+
+
+def listening(closing: list[Any], stack: UdpStack, family: int, port: int, host: str = "") -> mptcp.Socket:
     with mptcp.use(stack):
-        listener = mptcp.create_server(("", port), family=family)
+        listener = mptcp.create_server((host, port), family=family)
     closing.append(listener)
     return listener
 
@@ -87,17 +93,20 @@ def test_create_connection_to_an_outer_address(closing: list[Any], family: int, 
     thread.join(5)
 
 
-def test_names_stay_when_the_path_is_gone(closing: list[Any]) -> None:
-    client, server = two_stacks(closing, socket.AF_INET, port=(port := free_port()))
-    listener = listening(closing, server, socket.AF_INET, port)
+@FAMILIES
+def test_names_stay_when_the_path_is_gone(closing: list[Any], family: int) -> None:
+    client, server = two_stacks(closing, family, port=(port := free_port()))
+    host = HOSTS[socket.AddressFamily(family)]
+    listener = listening(closing, server, family, port, "" if family == socket.AF_INET else host)
     with mptcp.use(client):
-        sock = mptcp.create_connection(("127.0.0.1", port), timeout=10)
+        sock = mptcp.create_connection((host, port), timeout=10)
     closing.append(sock)
     accepted, name = listener.accept()
     closing.append(accepted)
     assert name == accepted.getpeername() == sock.getsockname()
-    assert accepted.getsockname() == sock.getpeername() == ("127.0.0.1", port)
-    client.rebind(client.links[0].name, "127.0.0.3")
+    assert accepted.getsockname() == sock.getpeername()
+    assert sock.getpeername()[:2] == (host, port)
+    client.rebind(client.links[0].name, "127.0.0.3" if family == socket.AF_INET else "::1")  # there, another port
     sock.sendall(b"moved")
     assert accepted.recv(10) == b"moved"
     assert accepted.getpeername() == name == sock.getsockname()
@@ -145,10 +154,26 @@ def test_connect_without_waiting(closing: list[Any], family: int) -> None:
     assert sock.getpeername()[:2] == address
 
 
-def test_an_unmodified_program(closing: list[Any]) -> None:
-    client, server = two_stacks(closing, socket.AF_INET, port=(port := free_port()))
-    thread = serve_once(listening(closing, server, socket.AF_INET, port))
-    with patched(client), socket.create_connection(("127.0.0.1", port), 10) as sock:
+def test_who_listens_everywhere_for_ipv6_sees_virtual_addresses(closing: list[Any]) -> None:
+    client, server = two_stacks(closing, socket.AF_INET6, port=(port := free_port()))
+    listener = listening(closing, server, socket.AF_INET6, port)
+    with mptcp.use(client):
+        sock = mptcp.create_connection(("::1", port), timeout=10)
+    closing.append(sock)
+    accepted, name = listener.accept()
+    closing.append(accepted)
+    assert sock.getpeername()[0] == sock.getsockname()[0] == "::1"
+    assert name == accepted.getpeername()
+    assert name[:2] == (client.virtual_addresses[0], sock.getsockname()[1])
+    assert accepted.getsockname()[:2] == (server.virtual_addresses[0], port)
+
+
+@FAMILIES
+def test_an_unmodified_program(closing: list[Any], family: int) -> None:
+    client, server = two_stacks(closing, family, port=(port := free_port()))
+    thread = serve_once(listening(closing, server, family, port))
+    host = HOSTS[socket.AddressFamily(family)]
+    with patched(client), socket.create_connection((host, port), 10) as sock:
         sock.sendall(b"as ever")
         assert sock.recv(100) == b"as ever"
         assert sock.is_multipath  # type: ignore[attr-defined]
@@ -156,96 +181,113 @@ def test_an_unmodified_program(closing: list[Any]) -> None:
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
-def test_nobody_there(closing: list[Any]) -> None:
-    client = UdpStack(["127.0.0.1"])
+@FAMILIES
+def test_nobody_there(closing: list[Any], family: int) -> None:
+    (host, other), other_family = hosts_of(family)
+    client = UdpStack([host])
     closing.append(client)
-    with client.socket(socket.AF_INET) as sock:
+    with client.socket(family) as sock:
         sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
-            sock.connect(("127.0.0.1", free_port()))
-    with client.socket(socket.AF_INET6) as sock, pytest.raises(OSError, match="no link has an address") as caught:
-        sock.connect(("::1", 4000))
+            sock.connect((host, free_port()))
+    with client.socket(other_family) as sock, pytest.raises(OSError, match="no link has an address") as caught:
+        sock.connect((other, 4000))
     assert caught.value.errno == errno.EHOSTUNREACH
-    with client.socket(socket.AF_INET) as sock:
-        assert sock.connect_ex(("0.0.0.0", 4000)) == errno.ECONNREFUSED
+    with client.socket(family) as sock:
+        assert sock.connect_ex(("0.0.0.0" if family == socket.AF_INET else "::", 4000)) == errno.ECONNREFUSED
 
 
-def test_a_search_that_failed_is_told_to_whoever_asks_first(closing: list[Any]) -> None:
-    client = UdpStack(["127.0.0.1"])
+@FAMILIES
+def test_a_search_that_failed_is_told_to_whoever_asks_first(closing: list[Any], family: int) -> None:
+    (host, other), other_family = hosts_of(family)
+    client = UdpStack([host])
     closing.append(client)
     for ask in ("SO_ERROR", "connect"):
-        with client.socket(socket.AF_INET6) as sock:
+        with client.socket(other_family) as sock:
             sock.setblocking(False)
-            assert sock.connect_ex(("::1", 4000)) == errno.EINPROGRESS
+            assert sock.connect_ex((other, 4000)) == errno.EINPROGRESS
             assert select.select([], [sock], [], 10)[1]
             if ask == "SO_ERROR":
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EHOSTUNREACH
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             else:
-                assert sock.connect_ex(("::1", 4000)) == errno.EHOSTUNREACH
+                assert sock.connect_ex((other, 4000)) == errno.EHOSTUNREACH
 
     async def main() -> None:
         with mptcp.use(client), pytest.raises(OSError, match="no link has an address"):
-            await mptcp.open_connection("::1", 4000)
+            await mptcp.open_connection(other, 4000)
 
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
-def test_the_peer_is_there_and_refuses(closing: list[Any]) -> None:
-    client, _ = two_stacks(closing, socket.AF_INET, port=(port := free_port()))
+@FAMILIES
+def test_the_peer_is_there_and_refuses(closing: list[Any], family: int) -> None:
+    client, _ = two_stacks(closing, family, port=(port := free_port()))
     with mptcp.use(client), pytest.raises(ConnectionRefusedError):
-        mptcp.create_connection(("127.0.0.1", port), timeout=10)
+        mptcp.create_connection((HOSTS[socket.AddressFamily(family)], port), timeout=10)
 
 
-def test_closed_while_it_searches(closing: list[Any]) -> None:
-    client, server = two_stacks(closing, socket.AF_INET, port=(port := free_port()))
-    listener = listening(closing, server, socket.AF_INET, port)
-    sock = client.socket(socket.AF_INET)
+@FAMILIES
+def test_closed_while_it_searches(closing: list[Any], family: int) -> None:
+    client, server = two_stacks(closing, family, port=(port := free_port()))
+    address = (HOSTS[socket.AddressFamily(family)], port)
+    listener = listening(closing, server, family, port)
+    sock = client.socket(family)
     sock.setblocking(False)
-    assert sock.connect_ex(("127.0.0.1", port)) == errno.EINPROGRESS
+    assert sock.connect_ex(address) == errno.EINPROGRESS
     sock.close()
     with mptcp.use(client):  # the search ends well, and nobody connects
-        again = mptcp.create_connection(("127.0.0.1", port), timeout=10)
+        again = mptcp.create_connection(address, timeout=10)
     closing.append(again)
     accepted, name = listener.accept()
     closing.append(accepted)
-    assert name == again.getsockname()
+    assert name[1] == again.getsockname()[1]
     listener.settimeout(0.1)
     with pytest.raises(TimeoutError):
         listener.accept()
 
 
-def test_where_it_may_be_bound(closing: list[Any]) -> None:
-    stack = UdpStack(["127.0.0.1", "127.0.0.2"])
+@pytest.mark.parametrize(
+    ("family", "ours", "here", "strange", "wildcard"),
+    [
+        (socket.AF_INET, ["127.0.0.1", "127.0.0.2"], "127.0.0.2", "127.0.0.9", "0.0.0.0"),
+        (socket.AF_INET6, ["127.0.0.1", "::1"], "::1", "::9", "::"),
+    ],
+)
+def test_where_it_may_be_bound(
+    closing: list[Any], family: int, ours: list[str], here: str, strange: str, wildcard: str
+) -> None:
+    stack = UdpStack(ours)
     closing.append(stack)
-    with stack.socket(socket.AF_INET) as sock:
-        sock.bind(("127.0.0.2", 8000))
-        assert sock.getsockname() == ("127.0.0.2", 8000)
-        with stack.socket(socket.AF_INET) as second, pytest.raises(OSError, match="in use"):
-            second.bind(("127.0.0.2", 8000))
-    with stack.socket(socket.AF_INET) as sock, pytest.raises(OSError, match="assign requested address"):
-        sock.bind(("127.0.0.9", 8000))
-    with stack.socket(socket.AF_INET) as sock:
+    with stack.socket(family) as sock:
+        sock.bind((here, 8000))
+        assert sock.getsockname()[:2] == (here, 8000)
+        with stack.socket(family) as second, pytest.raises(OSError, match="in use"):
+            second.bind((here, 8000))
+    with stack.socket(family) as sock, pytest.raises(OSError, match="assign requested address"):
+        sock.bind((strange, 8000))
+    with stack.socket(family) as sock:
         sock.bind(("", 8000))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.listen()
-        assert sock.getsockname() == ("0.0.0.0", 8000)
-        with stack.socket(socket.AF_INET) as second, pytest.raises(OSError, match="in use"):
+        assert sock.getsockname()[:2] == (wildcard, 8000)
+        with stack.socket(family) as second, pytest.raises(OSError, match="in use"):
             second.bind(("", 8000))
 
 
-def test_a_restarted_peer_is_found_again(closing: list[Any]) -> None:
-    port = free_port()
-    client = UdpStack(["127.0.0.1"])
+@FAMILIES
+def test_a_restarted_peer_is_found_again(closing: list[Any], family: int) -> None:
+    port, host = free_port(), HOSTS[socket.AddressFamily(family)]
+    client = UdpStack([host])
     closing.append(client)
     for _ in range(2):
-        with UdpStack(["127.0.0.1"], port) as server:
+        with UdpStack([host], port) as server:
             with mptcp.use(server):
-                listener = mptcp.create_server(("", port))
+                listener = mptcp.create_server(("", port), family=family)
             for _ in range(20):  # the path to the old one is still believed in
                 with mptcp.use(client):
                     try:
-                        sock = mptcp.create_connection(("127.0.0.1", port), timeout=0.5)
+                        sock = mptcp.create_connection((host, port), timeout=0.5)
                     except OSError:
                         continue
                 break

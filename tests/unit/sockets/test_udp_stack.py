@@ -30,6 +30,7 @@ BLOCKS = re.findall(
     r"^```python\n(.*?)^```$", (Path(__file__).parents[3] / "docs/udp.md").read_text(), re.MULTILINE | re.DOTALL
 )
 SETS = {4: ["127.0.0.1", "127.0.0.2"], 6: ["::1"]}
+NOT_OURS = {"127.0.0.1": "203.0.113.1", "::1": "2001:db8::77"}
 
 
 def free_port() -> int:
@@ -88,6 +89,18 @@ def closing() -> Iterator[list[Any]]:
         thing.close()
 
 
+@pytest.fixture(params=NOT_OURS, ids=["v4", "v6"])
+def host(request: pytest.FixtureRequest) -> str:
+    """The one address of both machines."""
+    address: str = request.param
+    return address
+
+
+def both(first: str) -> list[str]:
+    """An address of each family, that one first."""
+    return sorted(NOT_OURS, key=lambda address: address != first)
+
+
 def active(sock: mptcp.Socket) -> int:
     return sum(info.state is mptcp.SubflowState.ACTIVE for info in sock.subflows())
 
@@ -137,12 +150,12 @@ def test_a_transfer(closing: list[Any], family: int) -> None:
     sock.close()
 
 
-def test_both_families_are_two_paths(closing: list[Any]) -> None:
-    server = Server(["127.0.0.1", "::1"])
+def test_both_families_are_two_paths(closing: list[Any], host: str) -> None:
+    server = Server(both(host))
     closing.append(server)
-    client = UdpStack(["127.0.0.1", "::1"])
+    client = UdpStack(both(host))
     closing.append(client)
-    sock = client.connect_udp(("127.0.0.1", server.port), PORT, timeout=10)
+    sock = client.connect_udp((host, server.port), PORT, timeout=10)
     carried: set[int] = set()
     upload(
         sock,
@@ -154,21 +167,19 @@ def test_both_families_are_two_paths(closing: list[Any]) -> None:
     sock.close()
 
 
-def test_the_first_path_is_one_that_works(closing: list[Any]) -> None:
+def test_the_first_path_is_one_that_works(closing: list[Any], host: str) -> None:
     """The first of our addresses cannot reach the peer: the connection begins from another."""
-    server = Server(["::1"])
+    server = Server([host])
     closing.append(server)
-    client = UdpStack(["127.0.0.1", "::1"])
+    client = UdpStack(both(host)[::-1])
     closing.append(client)
-    sock = client.connect_udp(("::1", server.port), PORT, timeout=10)
+    sock = client.connect_udp((host, server.port), PORT, timeout=10)
     assert sock.getsockname()[0] == client.virtual_addresses[1]
     sock.close()
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_nat_that_forgets_in_the_middle(closing: list[Any], family: int) -> None:
+def test_a_nat_that_forgets_in_the_middle(closing: list[Any], host: str) -> None:
     """New ports on the server's side: the subflow, and the connection, go on as they were."""
-    host = SETS[family][0]
     server = Server([host])
     closing.append(server)
     relay = UdpRelay((host, server.port), host)
@@ -183,9 +194,7 @@ def test_a_nat_that_forgets_in_the_middle(closing: list[Any], family: int) -> No
     sock.close()
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_lossy_path(closing: list[Any], family: int) -> None:
-    host = SETS[family][0]
+def test_a_lossy_path(closing: list[Any], host: str) -> None:
     server = Server([host])
     closing.append(server)
     relay = UdpRelay((host, server.port), host, seed=3)
@@ -198,13 +207,13 @@ def test_a_lossy_path(closing: list[Any], family: int) -> None:
     sock.close()
 
 
-def test_one_of_two_paths_is_cut(closing: list[Any]) -> None:
-    """The path to the server's first address vanishes without a word: the other one carries the rest."""
-    server = Server(["127.0.0.1", "::1"])
+def test_one_of_two_paths_is_cut(closing: list[Any], host: str) -> None:
+    """The path to the server's first address vanishes without a word: the one of the other family carries the rest."""
+    server = Server(both(host))
     closing.append(server)
-    relay = UdpRelay(("127.0.0.1", server.port))
+    relay = UdpRelay((host, server.port), host)
     closing.append(relay)
-    client = UdpStack(["127.0.0.1", "::1"], link_options={"mtu": 8000})
+    client = UdpStack(both(host), link_options={"mtu": 8000})
     closing.append(client)
     sock = client.connect_udp(relay.address, PORT, timeout=10)
 
@@ -216,67 +225,71 @@ def test_one_of_two_paths_is_cut(closing: list[Any]) -> None:
     sock.close()
 
 
-def test_our_address_changes_in_the_middle(closing: list[Any]) -> None:
-    server = Server(["127.0.0.1"])
+def test_our_address_changes_in_the_middle(closing: list[Any], host: str) -> None:
+    server = Server([host])
     closing.append(server)
-    client = UdpStack(["127.0.0.1"], link_options={"mtu": 8000})
+    client = UdpStack([host], link_options={"mtu": 8000})
     closing.append(client)
-    sock = client.connect_udp(("127.0.0.1", server.port), PORT, timeout=10)
-    name = client.links[0].name
-    upload(sock, 2 << 20, lambda: client.rebind(name, "127.0.0.3"))
-    assert client.links[0].local.host == "127.0.0.3"
+    sock = client.connect_udp((host, server.port), PORT, timeout=10)
+    name, before = client.links[0].name, client.links[0].local
+    after = "127.0.0.3" if host == "127.0.0.1" else "::1"  # IPv6 has one loopback address: the port changes
+    upload(sock, 2 << 20, lambda: client.rebind(name, after))
+    assert client.links[0].local.host == after
+    assert client.links[0].local != before
     assert server.stack.node.counters["udp_path_moved"] == 1
     with pytest.raises(ConfigurationError, match="no link is called 'nope'"):
         client.rebind("nope")
     with pytest.raises(OSError) as caught:
-        client.rebind(name, "203.0.113.1")
+        client.rebind(name, NOT_OURS[host])
     assert caught.value.errno == errno.EADDRNOTAVAIL
+    with pytest.raises(ConfigurationError, match="of another address family"):
+        client.rebind(name, both(host)[1])
     sock.close()
 
 
-def test_a_server_that_restarts_refuses_nothing_in_silence(closing: list[Any]) -> None:
+def test_a_server_that_restarts_refuses_nothing_in_silence(closing: list[Any], host: str) -> None:
     """The old connection fails; a new one to the same endpoint works."""
-    server = Server(["127.0.0.1"])
-    client = UdpStack(["127.0.0.1"])
+    server = Server([host])
+    client = UdpStack([host])
     closing.append(client)
-    old = client.connect_udp(("127.0.0.1", server.port), PORT, timeout=10)
+    old = client.connect_udp((host, server.port), PORT, timeout=10)
     with server.stack.pump.lock:
         for connection in list(server.stack.pump.host.connections):
             connection.owner = None  # a crash: nobody says goodbye
     port = server.port
     for link in server.stack.links:
         link._sock.close()
-    again = UdpStack(["127.0.0.1"], port)
+    again = UdpStack([host], port)
     closing.append(again)
     with mptcp.use(again):
         listener = mptcp.create_server(("::", PORT), family=socket.AF_INET6)
-    new = client.connect_udp(("127.0.0.1", port), PORT, timeout=10)
+    new = client.connect_udp((host, port), PORT, timeout=10)
     assert new.getpeername()[0] == again.virtual_addresses[0] != old.getpeername()[0]
     new.close()
     listener.close()
     old.close()
 
 
-def test_links_can_be_wrapped(closing: list[Any]) -> None:
+def test_links_can_be_wrapped(closing: list[Any], host: str) -> None:
     seen: list[UdpLink] = []
 
     def wrap(link: UdpLink) -> FaultLink:
         seen.append(link)
         return FaultLink(link, Entropy(1))
 
-    server = Server(["127.0.0.1"])
+    server = Server([host])
     closing.append(server)
-    client = UdpStack(["127.0.0.1"], wrap=wrap)
+    client = UdpStack([host], wrap=wrap)
     closing.append(client)
     assert seen == client.links
-    sock = client.connect_udp(("127.0.0.1", server.port), PORT, timeout=10)
+    sock = client.connect_udp((host, server.port), PORT, timeout=10)
     upload(sock, 100_000)
     sock.close()
 
 
-def test_asyncio_streams(closing: list[Any]) -> None:
+def test_asyncio_streams(closing: list[Any], host: str) -> None:
     """The same program as over anything else: only the address comes from ``reach``."""
-    server, client = UdpStack(["127.0.0.1", "::1"], free_port()), UdpStack(["127.0.0.1", "::1"])
+    server, client = UdpStack(both(host), free_port()), UdpStack(both(host))
     closing += [server, client]
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -288,7 +301,7 @@ def test_asyncio_streams(closing: list[Any]) -> None:
     async def main() -> None:
         with mptcp.use(server):
             listening = await mptcp.start_server(echo, "::", PORT, family=socket.AF_INET6)
-        address = await asyncio.to_thread(client.reach, "127.0.0.1", server.links[0].local.port)
+        address = await asyncio.to_thread(client.reach, host, server.links[0].local.port)
         with mptcp.use(client):
             reader, writer = await mptcp.open_connection(address, PORT)
         octets = os.urandom(1 << 20)
@@ -308,69 +321,71 @@ def test_the_documentation_runs(block: str, capsys: pytest.CaptureFixture[str]) 
 
 
 # --- wrong use --------------------------------------------------------------------------------------------------------
-def test_nobody_answers(closing: list[Any]) -> None:
-    client = UdpStack(["127.0.0.1"])
+def test_nobody_answers(closing: list[Any], host: str) -> None:
+    client = UdpStack([host])
     closing.append(client)
-    with pytest.raises(
-        mptcp.HostUnreachable, match=r"no mptcp stack could be reached at 127\.0\.0\.1 port 9"
-    ) as caught:
-        client.connect_udp(("127.0.0.1", 9), PORT, timeout=0.3)
+    text = re.escape(f"no mptcp stack could be reached at {host} port 9")
+    with pytest.raises(mptcp.HostUnreachable, match=text) as caught:
+        client.connect_udp((host, 9), PORT, timeout=0.3)
     assert caught.value.errno == errno.EHOSTUNREACH
 
 
-def test_no_link_of_that_family(closing: list[Any]) -> None:
-    client = UdpStack(["127.0.0.1"])
+def test_no_link_of_that_family(closing: list[Any], host: str) -> None:
+    client = UdpStack([host])
     closing.append(client)
     with pytest.raises(mptcp.HostUnreachable, match="no link has an address of that family"):
-        client.reach("::1", 4000)
+        client.reach(both(host)[1], 4000)
 
 
-def test_ourselves(closing: list[Any]) -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_ourselves(closing: list[Any], family: int) -> None:
     port = free_port()
-    stack = UdpStack(["127.0.0.1", "127.0.0.2"], port)
+    stack = UdpStack(SETS[family], port)
     closing.append(stack)
     with pytest.raises(mptcp.HostUnreachable, match="that is this very stack"):
-        stack.reach("127.0.0.2", port)
+        stack.reach(SETS[family][-1], port)
 
 
-def test_a_name_that_does_not_exist(closing: list[Any]) -> None:
-    client = UdpStack(["127.0.0.1"])
+def test_a_name_that_does_not_exist(closing: list[Any], host: str) -> None:
+    client = UdpStack([host])
     closing.append(client)
     with pytest.raises(socket.gaierror):
         client.reach("", 4000)
 
 
-def test_a_service_that_is_not_there(closing: list[Any]) -> None:
-    server = Server(["127.0.0.1"])
+def test_a_service_that_is_not_there(closing: list[Any], host: str) -> None:
+    server = Server([host])
     closing.append(server)
-    client = UdpStack(["127.0.0.1"])
+    client = UdpStack([host])
     closing.append(client)
     with pytest.raises(ConnectionRefusedError):
-        client.connect_udp(("127.0.0.1", server.port), 81, timeout=5)
+        client.connect_udp((host, server.port), 81, timeout=5)
 
 
-def test_ports_that_are_taken_and_addresses_that_are_not_ours() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-        other.bind(("127.0.0.1", 0))
+def test_ports_that_are_taken_and_addresses_that_are_not_ours(host: str) -> None:
+    free = "127.0.0.2" if host == "127.0.0.1" else "127.0.0.1"
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((host, 0))
         port = other.getsockname()[1]
-        with pytest.raises(OSError, match=f"UDP 127.0.0.1 port {port}") as caught:
-            UdpStack(["127.0.0.2", "127.0.0.1"], port)
+        with pytest.raises(OSError, match=re.escape(f"UDP {host} port {port}")) as caught:
+            UdpStack([free, host], port)
         assert caught.value.errno == errno.EADDRINUSE
-        UdpStack(["127.0.0.2"], port).close()  # what was opened before it failed is closed
+        UdpStack([free], port).close()  # what was opened before it failed is closed
     with pytest.raises(ConfigurationError, match="no address of this machine"):
-        UdpStack(["203.0.113.1"])
+        UdpStack([NOT_OURS[host]])
 
 
-def test_a_closed_stack_reaches_nobody() -> None:
-    client = UdpStack(["127.0.0.1"])
+def test_a_closed_stack_reaches_nobody(host: str) -> None:
+    client = UdpStack([host])
     client.close()
     with pytest.raises(OSError) as caught:
-        client.reach("127.0.0.1", 4000)
+        client.reach(host, 4000)
     assert caught.value.errno == errno.ENETDOWN
 
 
 def test_usable_addresses() -> None:
     assert "127.0.0.1" in usable_addresses("127.0.0.9")
+    assert "::1" in usable_addresses("::1")
     everything = usable_addresses()
     assert everything
     assert all(address.startswith("127.") or address == "::1" for address in everything) or not any(
@@ -378,7 +393,7 @@ def test_usable_addresses() -> None:
     )
 
 
-def test_nothing_of_it_needs_privilege() -> None:
+def test_nothing_of_it_needs_privilege(host: str) -> None:
     """In a process of nobody's: no capability is used anywhere."""
     if os.getuid():
         pytest.skip("whoever is not root shows it with every other test here")
@@ -389,9 +404,9 @@ def test_nothing_of_it_needs_privilege() -> None:
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
-            server = UdpStack(["127.0.0.1"], 0)
-            client = UdpStack(["127.0.0.1"])
-            client.reach("127.0.0.1", server.links[0].local.port, timeout=5)
+            server = UdpStack([host], 0)
+            client = UdpStack([host])
+            client.reach(host, server.links[0].local.port, timeout=5)
             client.close(0)
             server.close(0)
             status = 0
