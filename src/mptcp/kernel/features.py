@@ -21,6 +21,7 @@ CAP_PERFMON: Final = 38
 CAP_BPF: Final = 39
 
 _SYSCTLS: Final = Path("/proc/sys/net/mptcp")
+_IPV6: Final = Path("/proc/sys/net/ipv6/conf/all")
 _BTF: Final = Path("/sys/kernel/btf/vmlinux")
 #: ioctls of a namespace (linux/nsfs.h) and the inode of the first user namespace (linux/proc_ns.h).
 _NS_GET_USERNS: Final = 0xB701
@@ -153,6 +154,27 @@ def user_space_manager(namespace: NetNamespace) -> Support:
     else:
         return Support(False, "this kernel has no user-space path manager", "use Linux 5.19 or later")
     return Support(False, f"connections of this namespace get the path manager {name!r}, which steers them itself", fix)
+
+
+def segment_routing(namespace: NetNamespace) -> Support:
+    """Whether this process can put a Segment Routing Header into a subflow's packets."""
+    with namespace.entered():
+        disabled, has_segments = (_IPV6 / "disable_ipv6", (_IPV6 / "seg6_enabled").exists())
+        try:
+            off = disabled.read_text().strip() != "0"
+        except OSError:
+            return Support(False, "this kernel has no IPv6", "Segment Routing is IPv6's: use a kernel with CONFIG_IPV6")
+    if off:
+        return Support(False, "IPv6 is switched off", "sysctl -w net.ipv6.conf.all.disable_ipv6=0")
+    if not has_segments:
+        return Support(False, "this kernel has no Segment Routing", "use one built with CONFIG_IPV6_SEG6_LWTUNNEL")
+    if not has_capability(CAP_NET_ADMIN, namespace):
+        return Support(
+            False,
+            "Segment Routing needs CAP_NET_ADMIN in the network namespace, of this process: the broker changes no routes",
+            "give the program the capability (setcap cap_net_admin+ep), or run it under `unshare -Urn`",
+        )
+    return Support(True)
 
 
 def subflow_options(namespace: NetNamespace) -> Support:

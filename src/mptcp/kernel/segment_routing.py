@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 from typing import Final, Self
 
 from mptcp.errors import NotSupportedError, PathError
@@ -53,8 +52,6 @@ TABLES: Final = 1 << 20
 MAX_SEGMENTS: Final = 16
 #: Every packet of the host is compared with every rule.
 MAX_ROUTES: Final = 256
-
-_SEG6_ENABLED: Final = Path("/proc/sys/net/ipv6/conf/all/seg6_enabled")
 
 _RTM_NEWROUTE: Final = 24
 _RTM_DELROUTE: Final = 25
@@ -208,9 +205,7 @@ class SegmentRoutes:
 
     def supports(self) -> Support:
         """Whether this kernel can, and this process may."""
-        if not _SEG6_ENABLED.exists():
-            return Support(False, "this kernel has no Segment Routing", "use one built with CONFIG_IPV6_SEG6_LWTUNNEL")
-        return features.steering(self._namespace)
+        return features.segment_routing(self._namespace)
 
     def close(self) -> None:
         """Removes all that it has added; twice is as good as once."""

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     AnySocket: TypeAlias = "Socket | KernelSocket"
 
 
-#: What ``supports`` is asked for besides methods, properties and options of a socket: parts of them that a stack may lack.
-PARTS = frozenset({"events", "half_close", "reset_subflow", "redundancy", "ktls"})
-OPTION_PREFIXES = ("SO_", "TCP_", "IP_", "IPV6_", "MPTCP_")
-
-
 class Stack(ABC):
     """A TCP/MPTCP stack: this package's own over links, or the operating system's."""
 
@@ -36,7 +31,8 @@ class Stack(ABC):
     @abstractmethod
     def supports(self, feature: str) -> Support:
         """Whether ``feature`` works on this stack: a socket's method, property or option by its name ("open_subflow",
-        "TCP_MULTIPATH_ADD"), one of ``PARTS``, or "profile:NAME"."""
+        "TCP_MULTIPATH_ADD"), "profile:NAME", or a part of one: "half_close" and "reset_subflow" (``close_subflow``),
+        "segments" (``open_subflow``), "events" (all of them, at once), "redundancy", "inheritable", "ktls"."""
 
     @abstractmethod
     def socket(

@@ -22,7 +22,7 @@ from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.sockets.address import os_error
-from mptcp.sockets.base import OPTION_PREFIXES, PARTS, Stack
+from mptcp.sockets.base import Stack
 from mptcp.sockets.kernel_socket import KernelSocket
 from mptcp.sockets.kernel_strategies import (
     NO_REDUNDANCY,
@@ -35,6 +35,7 @@ from mptcp.sockets.legacy import LegacyPolicy
 from mptcp.sockets.options import IPPROTO_MPTCP
 from mptcp.sockets.policy import Policy
 from mptcp.sockets.profiles import profile_known
+from mptcp.sockets.supported import is_known, refused_option, unknown
 
 DEFAULT_FAILURE_POLICY = FailurePolicy()
 
@@ -72,6 +73,7 @@ _NEEDS = {
     "set_path_manager": "create_subflow",
     "wanted_subflows": "create_subflow",
     "set_subflow_setup": "create_subflow",
+    "segments": "create_subflow",
 }
 
 
@@ -219,16 +221,16 @@ class KernelStack(Stack):
         if feature.startswith("profile:"):
             name = feature.removeprefix("profile:")
             return profile_known(name) and profile_support(name)
-        known = hasattr(KernelSocket, feature) or feature in PARTS or feature in _NEEDS or feature in OPERATIONS
-        if not known and not feature.upper().startswith(OPTION_PREFIXES):
-            return Support(False, f"{feature!r} is nothing this package knows of")
+        operation = self.operation_of(feature)
+        if not operation and not is_known(feature):
+            return unknown(feature)
         if not (multipath := self.multipath):
-            plain = feature in ("multipath_enabled", "is_multipath") or (feature in _NEEDS or feature in OPERATIONS)
-            return multipath if plain else Support(True)
+            return multipath if operation or feature in ("multipath_enabled", "is_multipath") else Support(True)
         if feature == "events":
             return self.monitor.supports()
-        operation = self.operation_of(feature)
-        return self.control.supports(operation) if operation else Support(True)
+        if feature == "segments" and not (routing := features.segment_routing(self.namespace)):
+            return routing
+        return self.control.supports(operation) if operation else refused_option(feature)
 
     @staticmethod
     def operation_of(feature: str) -> str:

@@ -148,7 +148,9 @@ _TABLE = (
     *_each(
         _IP, {
             "IP_HDRINCL": 3, "IP_ROUTER_ALERT": 5, "IP_NODEFRAG": 22, "IP_MULTICAST_IF": 32, "IP_MULTICAST_TTL": 33,
-            "IP_MULTICAST_LOOP": 34, "IP_ADD_MEMBERSHIP": 35, "IP_DROP_MEMBERSHIP": 36, "IP_MULTICAST_ALL": 49,
+            "IP_MULTICAST_LOOP": 34, "IP_ADD_MEMBERSHIP": 35, "IP_DROP_MEMBERSHIP": 36,
+            "IP_UNBLOCK_SOURCE": 37, "IP_BLOCK_SOURCE": 38, "IP_ADD_SOURCE_MEMBERSHIP": 39,
+            "IP_DROP_SOURCE_MEMBERSHIP": 40, "IP_MULTICAST_ALL": 49,
             "IP_PROTOCOL": 52,
         }, _NO_STREAM := "means nothing for a stream", "",
     ),

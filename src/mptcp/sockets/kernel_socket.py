@@ -31,6 +31,7 @@ from mptcp.sockets.kernel_events import FailedAttempt, recvmsg_with_events
 from mptcp.sockets.kernel_options import connect_limit_s
 from mptcp.sockets.kernel_sockopt import KernelOptions
 from mptcp.sockets.legacy import AWARE_SETTINGS, DEFAULT_SETTINGS, MultipathSettings
+from mptcp.sockets.supported import refused_option
 from mptcp.sockets.syn_limit import SynLimit
 
 if TYPE_CHECKING:
@@ -398,6 +399,12 @@ class KernelSocket(KernelOptions, std.socket):
     def supports(self, feature: str) -> Support:
         """As ``KernelStack.supports``, and as far as it depends on this connection."""
         support = self._stack.supports(feature)
+        if not support and not refused_option(feature) and not self._is_mptcp_descriptor():
+            return Support(True)  # TCP has it
+        if support and feature == "segments" and self.family == std.AF_INET:
+            return Support(
+                False, "Segment Routing is for subflows over IPv6, and this socket has none", "make it AF_INET6"
+            )
         with self.event_lock:
             connection = self._find_connection()
             operation = self._stack.operation_of(feature)

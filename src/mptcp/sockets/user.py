@@ -24,7 +24,7 @@ from mptcp.runtime.pump import Pump
 from mptcp.runtime.waiting import Source
 from mptcp.sockets.address import os_error
 from mptcp.sockets.advanced import AdvancedSettings
-from mptcp.sockets.base import OPTION_PREFIXES, PARTS, Stack, Support
+from mptcp.sockets.base import Stack, Support
 from mptcp.sockets.legacy import AWARE_SETTINGS, LegacyPolicy, MultipathSettings
 from mptcp.sockets.options import IPPROTO_MPTCP, SocketOptions
 from mptcp.sockets.policy import Policy
@@ -33,6 +33,7 @@ from mptcp.sockets.profiles import profile_known
 from mptcp.sockets.publish import Publisher
 from mptcp.sockets.socket import Socket
 from mptcp.sockets.state import CLOSED
+from mptcp.sockets.supported import is_known, unknown, user_option
 
 if TYPE_CHECKING:
     from mptcp.core.multipath.connection import Connection
@@ -47,10 +48,14 @@ END_US = 1 * SECOND
 #: ... and for them to close, too.
 LAST_WORD_US = 200 * MILLISECOND
 
+_IN_ITS_PROCESS = Support(False, "a connection lives in its process", "use the kernel's stack to hand sockets on")
+
 #: What this stack cannot do, and what to use instead. Everything else that a socket here has works.
 _UNSUPPORTED = {
     "SO_REUSEPORT": Support(False, "a port cannot be shared with other processes", "use one server and threads"),
-    "inheritable": Support(False, "a connection lives in its process", "use the kernel's stack to hand sockets on"),
+    "inheritable": _IN_ITS_PROCESS,
+    "set_inheritable": _IN_ITS_PROCESS,
+    "dup": Support(False, "a connection has one object", "share it, or use the kernel's stack"),
     "ktls": Support(False, "the kernel does not see the connection", "use mptcp.wrap_socket"),
 }
 
@@ -148,9 +153,7 @@ class UserStack(Stack):
             return _UNSUPPORTED[feature]
         if feature.startswith("profile:"):
             return profile_known(feature.removeprefix("profile:"))
-        if hasattr(Socket, feature) or feature in PARTS or feature.upper().startswith(OPTION_PREFIXES):
-            return Support(True)
-        return Support(False, f"{feature!r} is nothing this package knows of")
+        return user_option(feature) if is_known(feature) else unknown(feature)
 
     # --- sockets -----------------------------------------------------------------------------------------------------
     def socket(

@@ -514,7 +514,7 @@ def descriptor(scene: Scene) -> Any:
     return sock
 
 
-@probe(SOCKET, "TCP_USER_TIMEOUT")
+@probe(SOCKET, "TCP_USER_TIMEOUT", "TCP_USER_TIMEOUT")
 def user_timeout(scene: Scene) -> Any:
     sock = scene.connect()
     sock.setsockopt(TCP, std.TCP_USER_TIMEOUT, 5000)
