@@ -7,6 +7,9 @@ def main() -> int:
     """Runs the command line; its exit status."""
     try:
         from mptcp.cli.app import run
+    except KeyboardInterrupt:  # importing all of it takes some tenths of a second
+        print("mptcp: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -13,12 +14,13 @@ import typer
 import mptcp
 from mptcp.cli import broker, demo, dump, events, get, ls, pm, serve
 from mptcp.cli import run as run_program
+from mptcp.cli.interruption import signals_interrupt, status_of
 from mptcp.errors import ConfigurationError
 
 #: typer's own base of "the command line is wrong", wherever the installed version keeps it.
 UsageError = typer.BadParameter.__mro__[1]
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 app = typer.Typer(
     name="mptcp",
@@ -31,14 +33,18 @@ app = typer.Typer(
 
 
 def interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Ctrl-C in ``command`` is one line and exit status 130, whatever the installed typer makes of it."""
+    """Ctrl-C in ``command`` is one line and exit status 130, whatever the installed typer makes of it; SIGTERM and SIGHUP
+    end it as tidily."""
 
     @functools.wraps(command)
     def wrapper(*args: object, **kwargs: object) -> None:
+        # What `mptcp run` runs hears its signals itself.
+        signals = contextlib.nullcontext() if command is run_program.run else signals_interrupt()
         try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise typer.Exit(fail("interrupted", EXIT_INTERRUPTED)) from None
+            with signals:
+                command(*args, **kwargs)
+        except KeyboardInterrupt as interruption:
+            raise typer.Exit(fail("interrupted", status_of(interruption))) from None
 
     return wrapper
 
@@ -56,8 +62,8 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("demo", demo.demo, "See a path fail in the middle of a transfer."),
 )
 for verb, command, summary in VERBS:
-    settings = run_program.CONTEXT if verb == "run" else None
-    app.command(verb, short_help=summary, context_settings=settings)(interruptible(command))
+    settings, usage = (run_program.CONTEXT, run_program.USAGE) if verb == "run" else (None, "[OPTIONS]")
+    app.command(verb, short_help=summary, context_settings=settings, options_metavar=usage)(interruptible(command))
 
 
 def show_version(wanted: bool) -> None:
@@ -78,13 +84,13 @@ def main(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit status: 0, 1 failed, 2 wrong command line, 130 interrupted."""
+    """Runs one command; its exit status: 0, 1 failed, 2 wrong command line, 130 interrupted (docs/cli.md)."""
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="mptcp", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
-        return fail("interrupted", EXIT_INTERRUPTED)
+        return fail("interrupted", status_of(KeyboardInterrupt()))
     except ConfigurationError as error:
         return fail(str(error), EXIT_USAGE)
     except BrokenPipeError:

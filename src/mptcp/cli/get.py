@@ -15,6 +15,7 @@ import typer
 from mptcp.cli import figures
 from mptcp.cli.connections import StackInUse, open_stack
 from mptcp.cli.fetch import Fetch, default_name, split_url
+from mptcp.cli.interruption import status_of
 from mptcp.cli.kernel_stack import KernelInUse, StackName, choose
 from mptcp.cli.link_option import DEFAULT_LINK
 from mptcp.cli.progress import TransferDisplay
@@ -65,9 +66,9 @@ def get(
         transfer = Transfer(opened, url, target, timeout=timeout, quiet=quiet or as_json)
         try:
             transfer.run(sha256)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             print(f"mptcp: interrupted; {transfer.leftover()}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(status_of(interruption)) from None
         except OSError as error:
             print(f"mptcp: {error.strerror or error}; {transfer.leftover()}", file=sys.stderr)
             raise typer.Exit(1) from None

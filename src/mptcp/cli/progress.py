@@ -55,6 +55,7 @@ class TransferDisplay:
         self._quiet = quiet
         self._lock = threading.Lock()  # the display's thread and the transfer's both take snapshots
         self._next_line = time.monotonic() + PLAIN_INTERVAL_S
+        self._next_sample = 0.0
 
     def __enter__(self) -> Self:
         self._started_us = self._clock_us()
@@ -92,9 +93,11 @@ class TransferDisplay:
         if self._live is not None:
             return
         now = time.monotonic()
+        if now >= self._next_sample:  # oftener than lines: a rate needs two samples
+            self._next_sample = now + 1 / REFRESH_PER_SECOND
+            self.refresh()
         if now >= self._next_line:
             self._next_line = now + PLAIN_INTERVAL_S
-            self.refresh()
             if not self._quiet:
                 self._console.print(self._line(), highlight=False, soft_wrap=True)
 

@@ -16,6 +16,7 @@ from mptcp.kernel.launch.exceptions import Exceptions
 
 #: What follows the program's name is the program's.
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+USAGE = "[OPTIONS] PROGRAM [ARGUMENTS]..."
 
 
 def run(
@@ -72,10 +73,12 @@ def run(
         Path | None, typer.Option(help="--stack user: write every packet to this pcapng file.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Run a program whose TCP sockets become MPTCP, without changing it: mptcp run PROGRAM ARGUMENTS."""
+    """Run a program whose TCP sockets become MPTCP, without changing it."""
     arguments = list(context.args)
     if arguments[:1] == ["--"]:
         del arguments[0]
+    elif module is None and arguments and arguments[0].startswith("-"):
+        raise ConfigurationError(f"no such option: {arguments[0]} (mptcp run --help)")
     if module is None and not arguments:
         raise ConfigurationError("a program to run is missing: mptcp run PROGRAM, or mptcp run -m MODULE")
     is_python = module is not None or arguments[0].endswith(".py")

@@ -71,6 +71,8 @@ def _execute(name: str, argv: list[str], folder: str, program: Callable[[], obje
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename in _OUR_FILES:
             trace = trace.tb_next
+        if trace is None and isinstance(error, ImportError):
+            raise ConfigurationError(str(error)) from None
         traceback.print_exception(type(error), error, trace)
         raise typer.Exit(1) from None
     finally:

@@ -56,6 +56,9 @@ def site(tmp_path: Path) -> Path:
         (["dump", "/nowhere"], "No such file"),
         (["dump", __file__], "is no pcapng file"),
         (["serve", "--frobnicate"], "(mptcp serve --help)"),
+        (["run"], "a program to run is missing"),
+        (["run", "--frobnicate", "true"], "no such option: --frobnicate (mptcp run --help)"),
+        (["run", "--link", "loopback", "-m", "no_module_of_this_name"], "no module named no_module_of_this_name"),
     ],
 )
 def test_wrong_command_line_is_one_sentence(

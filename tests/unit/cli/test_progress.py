@@ -69,6 +69,18 @@ def test_without_a_terminal_it_is_a_line_a_second(monkeypatch: pytest.MonkeyPatc
     assert printed(target).startswith("file.bin: 0 B")
 
 
+def test_the_first_line_has_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = [100.0]
+    monkeypatch.setattr("mptcp.cli.progress.time.monotonic", lambda: real[0])
+    target = console(200, terminal=False)
+    display = TransferDisplay("file.bin", console=target, clock_us=lambda: round(real[0] * 1e6))
+    display.watch(lambda: [info(1, round((real[0] - 100) * 125_000))])
+    while not printed(target):
+        real[0] += 0.1
+        display.tick()
+    assert printed(target).endswith("; 10.77.1.1: 1.0 Mbit/s active\n")
+
+
 def test_quiet_says_nothing() -> None:
     target = console()
     with TransferDisplay("file.bin", console=target, quiet=True) as display:
