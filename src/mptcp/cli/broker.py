@@ -41,6 +41,8 @@ def broker(
 ) -> None:
     """Steer MPTCP connections for processes without privilege, until Ctrl-C. Runs as root (it keeps two or three capabilities)."""
     rules = _policy(policy)
+    if user:
+        privileges.find_user(user)
     if check:
         _describe(rules)
         return

@@ -41,6 +41,13 @@ def test_a_fault_in_the_policy_names_its_line(policy: Path, capsys: pytest.Captu
     assert f"mptcp: {policy}, line 3: allow: there is no operation 'fly'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_a_user_that_is_not_there(options: list[str], policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["broker", "--policy", str(policy), "--user", "nobody-of-this-name", *options]
+    assert app.run(arguments) == app.EXIT_USAGE
+    assert capsys.readouterr() == ("", "mptcp: there is no user 'nobody-of-this-name' on this system\n")
+
+
 def test_a_policy_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["broker", "--policy", str(tmp_path / "none")]) == app.EXIT_FAILED
     assert capsys.readouterr().err == f"mptcp: {tmp_path / 'none'}: No such file or directory\n"

@@ -126,7 +126,8 @@ class Policy:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Policy:
         """From a file. ConfigurationError names what is wrong, and the line; OSError if it cannot be read."""
-        with open(path, "rb") as file:
+        # A named pipe would have the open wait for a writer; what is no file is refused below.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigurationError(f"{os.fspath(path)} is no file")
@@ -175,7 +176,7 @@ class _Reader:
             raise self._error(0, "rule", "write [[rule]] above the keys of each rule")
         if len(rules) > MAX_RULES:
             raise ConfigurationError(f"{self._where}: there are at most {MAX_RULES} rules, not {len(rules)}")
-        top = self._read(table, _POLICY_KEYS, 0)
+        top = self._read(table, _POLICY_KEYS, 0, "[[rule]]")
         if not rules:
             raise ConfigurationError(
                 f"{self._where}: without a [[rule]] nobody may do anything; leave the file away for the default policy"
@@ -183,11 +184,13 @@ class _Reader:
         read = tuple(Rule(**self._read(rule, _RULE_KEYS, number)) for number, rule in enumerate(rules, 1))
         return Policy(read, where=self._where, **top)
 
-    def _read(self, table: dict[str, Any], keys: dict[str, Callable[[Any], Any]], rule: int) -> dict[str, Any]:
+    def _read(
+        self, table: dict[str, Any], keys: dict[str, Callable[[Any], Any]], rule: int, *tables: str
+    ) -> dict[str, Any]:
         given = {}
         for key, value in table.items():
             if key not in keys:
-                raise self._error(rule, key, f"there is no key {key!r} here; there are {', '.join(keys)}")
+                raise self._error(rule, key, f"there is no key {key!r} here; there are {', '.join([*keys, *tables])}")
             try:
                 given[key] = keys[key](value)
             except _Fault as fault:

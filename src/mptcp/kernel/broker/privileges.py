@@ -56,9 +56,8 @@ def drop(keep: Collection[int] = NEEDED, user: str = "") -> frozenset[int]:
     capabilities. PermissionError if the system does not let it.
     """
     kept = permitted().intersection(keep)
-    with contextlib.suppress(
-        OSError
-    ):  # without CAP_SETPCAP they stay in the bounding set; no_new_privs bars the way to them
+    # Without CAP_SETPCAP they stay in the bounding set; no_new_privs bars the way to them.
+    with contextlib.suppress(OSError):
         for capability in bounding().difference(keep):
             _control(_PR_CAPBSET_DROP, capability)
     if user:
@@ -70,11 +69,16 @@ def drop(keep: Collection[int] = NEEDED, user: str = "") -> frozenset[int]:
     return kept
 
 
-def _become(user: str) -> None:
+def find_user(user: str) -> pwd.struct_passwd:
+    """Of the system's list. ConfigurationError if it has no such user."""
     try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
+        return pwd.getpwnam(user)
+    except (KeyError, ValueError):
         raise ConfigurationError(f"there is no user {user!r} on this system") from None
+
+
+def _become(user: str) -> None:
+    entry = find_user(user)
     _control(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)

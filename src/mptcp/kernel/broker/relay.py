@@ -152,10 +152,10 @@ class Relay:
         """Events of that connection go to ``channel`` from now on, and first those of the last moments."""
         now = time.monotonic()
         with self._lock:
-            watchers = self._watchers.setdefault(token, [])
+            watchers = self._watchers.get(token, [])
             if channel.closed or any(known is channel for known, _ in watchers):
                 return
-            watchers.append((channel, inode))
+            self._watchers[token] = [*watchers, (channel, inode)]
             channel.tokens.add(token)
             self._expire(now)
             if now - self._evicted_at < RECENT_S:

@@ -116,7 +116,7 @@ class Broker:
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                 self._log(-1, f"no client can be accepted: {error.strerror}")
-                self._stopping.wait(_BREATH_S)
+                self._take_breath()
                 return True
             if error.errno in {errno.ECONNABORTED, errno.EINTR, errno.EPROTO}:
                 return True
@@ -151,7 +151,11 @@ class Broker:
         except RuntimeError:
             self._forget(session)
             self._turn_away(sock, str(peer), peer.uid, errno.EAGAIN, "the broker has no more threads")
-            self._stopping.wait(_BREATH_S)
+            self._take_breath()
+
+    def _take_breath(self) -> None:
+        # Not by waiting for the event: `stop`, in a signal handler of this very thread, would wait for the event's lock.
+        select.select([self._wake_r], [], [], _BREATH_S)
 
     def _serve(self, session: Session) -> None:
         try:

@@ -84,7 +84,7 @@ def copy_state(old: socket.socket, new: socket.socket) -> None:
             if _value(new, level, name) != value:
                 raise NotReplaceable(f"its option {name} of level {level} cannot be set here")
     flags = fcntl.fcntl(old.fileno(), fcntl.F_GETFL)
-    if flags & os.O_ASYNC if hasattr(os, "O_ASYNC") else flags & 0o20000:
+    if flags & os.O_ASYNC:
         raise NotReplaceable("it sends signals (O_ASYNC)")
     fcntl.fcntl(new.fileno(), fcntl.F_SETFL, flags)
 

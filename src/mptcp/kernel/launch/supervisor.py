@@ -263,6 +263,7 @@ def leave_the_job() -> None:
     """Makes this process one that no terminal, no job control and no polite signal ends: without it sockets would fail."""
     os.setsid()
     os.chdir("/")
-    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS}:
+    kept = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS}
+    for number in signal.valid_signals() - kept:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

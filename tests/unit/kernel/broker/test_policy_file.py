@@ -228,6 +228,9 @@ def test_what_is_no_file_of_text_is_no_policy(tmp_path: Path) -> None:
         Policy.load(write(tmp_path / "b", b"#" * (MAX_FILE + 1)))
     with pytest.raises(ConfigurationError, match="no file"):
         Policy.load("/dev/null")
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ConfigurationError, match="no file"):
+        Policy.load(tmp_path / "pipe")  # and nobody waits for a writer
     with pytest.raises(IsADirectoryError):
         Policy.load(tmp_path)
     with pytest.raises(FileNotFoundError):

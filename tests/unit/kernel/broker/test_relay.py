@@ -299,6 +299,29 @@ def test_who_does_not_read_for_long_gets_no_more(
     assert control.supports("remove")  # requests are heard as before
 
 
+def test_who_is_let_go_stands_in_nobodys_way(
+    running: Running,
+    control: BrokerControl,
+    pair: Pair,
+    make_pair: Callable[[], Pair],
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., None],
+) -> None:
+    monkeypatch.setattr(relay, "SLOW_S", 0.05)
+    monkeypatch.setattr(relay, "_LAG_S", 0.01)
+    slow, later, other = control.event_source(), control.event_source(), make_pair()
+    slow.watch(pair.fd, pair.token)
+    fill(running, pair.token, 20_000)
+    eventually(lambda: len(running.broker._relay._channels) == 1)
+    slow.watch(other.fd, other.token)  # heard, and in vain
+    running.events.happen(event(PmEventKind.CREATED, other.token, 1))
+    eventually(lambda: running.broker._relay._recent)
+    later.watch(other.fd, other.token)
+    assert ids(later, 1) == [1]  # kept for whoever asks, as if nobody had asked
+    slow.close()
+    later.close()
+
+
 def test_lost_events_are_told_to_everybody(
     running: Running, make_pair: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
