@@ -95,11 +95,15 @@ class KernelSource(Source):
             found = holders([each.inode for each in owned])
             for each in owned:
                 each.processes = found.get(each.inode, [])
-        fallen_back = [row for row in snapshot.rows if not row.info.is_multipath]
-        if fallen_back:
-            reason = reason_of_counters(features.counters(self._namespace))
-            for row in fallen_back:
-                row.info.fallback_reason = reason
+        plain = [
+            (row, connection.socket.info is not None and connection.socket.info.key_received)
+            for row, connection in zip(snapshot.rows, connections, strict=True)
+            if not row.info.is_multipath
+        ]
+        if plain:
+            counted = features.counters(self._namespace)
+            for row, was_multipath in plain:
+                row.info.fallback_reason = reason_of_counters(counted, was_multipath=was_multipath)
         if why and connections:
             with Diagnosis(self._namespace, sockets, len(connections)) as diagnosis:
                 for row, connection in zip(snapshot.rows, connections, strict=True):

@@ -14,10 +14,13 @@ from typing import Any, Final, Self
 from mptcp.cli.connection_list import KernelSource, Row
 from mptcp.core.multipath.events import Event, EventKind
 from mptcp.info import Endpoint, SubflowState
+from mptcp.kernel import features
 from mptcp.kernel.addresses import AddressWatch
 from mptcp.kernel.connection_events import close_reason
 from mptcp.kernel.destroyed import DestroyedSockets
+from mptcp.kernel.fallback import difference, fallbacks, reason_of_counters
 from mptcp.kernel.listing import Listing
+from mptcp.kernel.monitor import FALLBACK_S
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_events import EventsLost, PmEvent, PmEventKind, PmEventSocket
 from mptcp.kernel.processes import Process
@@ -97,14 +100,62 @@ class _Addresses:
         return told
 
 
-class KernelEvents(EventSource):
-    """All that the kernel tells of the connections of a namespace. PermissionError without CAP_NET_ADMIN."""
+class _Fallbacks:
+    """Connections that fall back to TCP after their handshake, of which the kernel tells nothing but that it counts them:
+    when it has, sock_diag is asked which it was. Nothing where sock_diag is withheld."""
 
-    note = "the kernel's events, as they happen"
+    def __init__(self, namespace: NetNamespace) -> None:
+        self._namespace = namespace
+        self._listing: Listing | None = None
+        self._told: set[tuple[Endpoint, Endpoint, int]] = set()
+        self._counted = features.counters(namespace)
+        self.next_look = time.monotonic() + FALLBACK_S
+        with contextlib.suppress(OSError):
+            self._listing = Listing(namespace)
+            self._told = set(self._fallen())
+
+    def _fallen(self) -> list[tuple[Endpoint, Endpoint, int]]:
+        if self._listing is None:
+            return []
+        infos = [(c, c.socket.info) for c in self._listing.read()[0]]
+        return [
+            (c.local, c.remote, info.token)
+            for c, info in infos
+            if info is not None and info.fell_back and info.key_received
+        ]
+
+    def read(self) -> list[Told]:
+        if time.monotonic() < self.next_look:
+            return []
+        self.next_look = time.monotonic() + FALLBACK_S
+        before, self._counted = self._counted, features.counters(self._namespace)
+        if fallbacks(before) == fallbacks(self._counted):
+            return []
+        try:
+            fallen = self._fallen()
+        except OSError:
+            self._counted = before  # once more at the next look
+            return []
+        reason = reason_of_counters(difference(self._counted, before), was_multipath=True)
+        news = [each for each in fallen if each not in self._told]
+        self._told = set(fallen)
+        event = Event(EventKind.FELL_BACK, _clock_us(), reason=reason)
+        return [Told(event, local, remote, token) for local, remote, token in news]
+
+    def close(self) -> None:
+        if self._listing is not None:
+            self._listing.close()
+
+
+class KernelEvents(EventSource):
+    """All that the kernel tells of the connections of a namespace, and fallbacks. PermissionError without CAP_NET_ADMIN."""
+
+    note = "the kernel's events, as they happen; fallbacks to TCP after up to 2 s"
 
     def __init__(self, namespace: NetNamespace) -> None:
         self._events = PmEventSocket(namespace)
         self._addresses = _Addresses(namespace)
+        self._fallbacks = _Fallbacks(namespace)
         self._known: dict[int, tuple[Endpoint, Endpoint]] = {}
         with contextlib.suppress(OSError), Listing(namespace) as listing:
             self._known = {c.info.token: (c.local, c.remote) for c in listing.read()[0] if c.info.token}
@@ -113,15 +164,17 @@ class KernelEvents(EventSource):
         waiting: list[PmEventSocket | AddressWatch] = [self._events]
         if self._addresses.watch is not None:
             waiting.append(self._addresses.watch)
-        if not select.select(waiting, [], [], timeout_s)[0]:
-            return []
+        pause = max(0.0, min(timeout_s, self._fallbacks.next_look - time.monotonic()))
+        if not select.select(waiting, [], [], pause)[0]:
+            return self._fallbacks.read()
         try:
             events = self._events.read()
         except EventsLost:
             return [
                 Told(Event(EventKind.MISSED, _clock_us(), missed=1, reason="events came faster than they were read"))
             ]
-        return [told for event in events if (told := self._told(event)) is not None] + self._addresses.read()
+        told = [told for event in events if (told := self._told(event)) is not None]
+        return told + self._addresses.read() + self._fallbacks.read()
 
     def _told(self, event: PmEvent) -> Told | None:
         if event.kind in {PmEventKind.CREATED, PmEventKind.ESTABLISHED} and event.local and event.remote:
@@ -137,6 +190,7 @@ class KernelEvents(EventSource):
     def close(self) -> None:
         _closed(self._events)
         _closed(self._addresses.watch)
+        self._fallbacks.close()
 
 
 _KINDS: Final = {

@@ -198,7 +198,8 @@ def explain(connection: ListedConnection, facts: Facts, kept: list[PmAddress] | 
 
 # --- judgements ------------------------------------------------------------------------------------------------------
 def _fell_back(connection: ListedConnection, facts: Facts) -> Finding:
-    reason = reason_of_counters(facts.counters)
+    was_multipath = connection.socket.info is not None and connection.socket.info.key_received
+    reason = reason_of_counters(facts.counters, was_multipath=was_multipath)
     fix = "let the peer use MPTCP (`mptcp run PROGRAM` there), or look for a middlebox on the path"
     return Finding(Cause.FELL_BACK, f"it is plain TCP: {reason}", fix)
 

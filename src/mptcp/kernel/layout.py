@@ -77,6 +77,11 @@ class MptcpInfo:
         return bool(self.flags & FLAG_FALLBACK)
 
     @property
+    def key_received(self) -> bool:
+        """The peer has shown its key: the connection is MPTCP, or was before it fell back."""
+        return bool(self.flags & FLAG_REMOTE_KEY_RECEIVED)
+
+    @property
     def has_counters(self) -> bool:
         """Whether the kernel counts bytes per connection (Linux 6.5)."""
         return self.length >= 80

@@ -272,14 +272,20 @@ class ManagedConnection(Subscriber):
         """Compares with what the kernel lists now."""
         try:
             full = self._steering.read()
-        except OSError:
-            self.is_over = True
+        except OSError as error:
+            self._end(error)
             return
         there = {(entry.local, entry.remote) for entry in full.subflows if entry.tcp.state == ESTABLISHED}
         for ends in there:
             self._opened(ends, False)
         for ends in [ends for ends, path in self._paths.items() if path.is_open and ends not in there]:
             self._closed(ends, self._reasons.pop(ends, "unknown"))
+
+    def _end(self, error: OSError) -> None:
+        """There is nothing more to manage."""
+        self.is_over = True
+        if error.errno == errno.EOPNOTSUPP:
+            self._report("it fell back to TCP: no further subflows")
 
     # --- the path manager ------------------------------------------------------------------------------------------------
     def _begin(self) -> None:
@@ -384,8 +390,8 @@ class ManagedConnection(Subscriber):
                 else:
                     self._watchdog.rest()
                 interval = self._watchdog.interval_us
-        except OSError:
-            self.is_over = True
+        except OSError as error:
+            self._end(error)
             return
         if moved != self._moved:
             self._moved = moved
@@ -411,8 +417,9 @@ class ManagedConnection(Subscriber):
                     self._reasons[ends] = "timeout"
                     self._attempt(partial(self._steering.close_subflow, *ends, True, "timeout"), *_GONE)
                     self._report(f"reset the subflow from {ends[0]} to {ends[1]}: it timed out, another one works")
-                case OpenFresh():
-                    self._carry_out(OpenSubflow(Endpoint(ends[0].address, 0), ends[1]))
+                case OpenFresh() if self.is_client:  # nobody listens where the peer has connected from
+                    backup = path is not None and path.info.backup
+                    self._carry_out(OpenSubflow(Endpoint(ends[0].address, 0), ends[1], backup))
 
     def _plan(self) -> None:
         """When the next ``turn`` is due."""

@@ -41,8 +41,9 @@ UNCLAIMED_S: Final = 120.0
 POLL_S: Final = 0.2
 POLL_COST_S: Final = 200e-6
 POLL_SHARE: Final = 0.01
-#: The namespace's counters are looked at every so many seconds: no event tells that a connection fell back to TCP.
-FALLBACK_S: Final = 2.0
+#: The namespace's counters are looked at every so many seconds, so that it is told within 2 s: no event says that a
+#: connection fell back to TCP.
+FALLBACK_S: Final = 1.8
 #: A source of events that failed is asked for again after so many seconds, and up to the second figure.
 RETRY_S: Final = (0.5, 30.0)
 

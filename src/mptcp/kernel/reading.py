@@ -21,6 +21,7 @@ import termios
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from typing import Final
 
 from mptcp.errors import NotSupportedError
@@ -28,8 +29,8 @@ from mptcp.forking import freed_in_child
 from mptcp.info import ConnectionInfo, Endpoint, SubflowInfo, SubflowState
 from mptcp.kernel import layout
 from mptcp.kernel.addresses import LocalAddress, local_addresses
-from mptcp.kernel.diag import Diag, DiagSubflow
-from mptcp.kernel.fallback import fallback_reason
+from mptcp.kernel.diag import FLAG_MCAP_REM, Diag, DiagSubflow
+from mptcp.kernel.fallback import UNKNOWN, fallback_reason
 from mptcp.kernel.layout import TcpInfo
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.sockopt import FullInfo, SubflowEntry, congestion_control, full_info, names, tcp_info
@@ -168,8 +169,8 @@ class Reading:
     socket (None: not known). Any thread may read.
     """
 
-    __slots__ = ("_accepted", "_details", "_fd", "_ids", "_lock", "_names", "_namespace", "_surroundings",
-                 "_was_multipath")  # fmt: skip
+    __slots__ = ("_accepted", "_counted", "_details", "_fd", "_ids", "_lock", "_names", "_namespace", "_reason",
+                 "_surroundings", "_was_multipath")  # fmt: skip
 
     def __init__(
         self,
@@ -185,6 +186,8 @@ class Reading:
         self._surroundings = surroundings or surroundings_of(self._namespace)
         self._accepted = accepted
         self._was_multipath = False
+        self._counted: Mapping[str, int] | None = None
+        self._reason = ""
         self._names: tuple[Endpoint, Endpoint] | None = None
         self._details: dict[int, _Details] = {}
         self._ids = ids or SubflowIds()
@@ -237,7 +240,30 @@ class Reading:
     @property
     def fallback_reason(self) -> str:
         """Why the connection is plain TCP, as far as it can be known; "" while it is MPTCP."""
-        return fallback_reason(self._fd, self._namespace, was_multipath=self._was_multipath, accepted=self._accepted)
+        if self._reason:
+            return self._reason  # what other connections make the counters say later is none of this one's
+        reason = fallback_reason(
+            self._fd,
+            self._namespace,
+            was_multipath=self._was_multipath or self._was_capable(),
+            accepted=self._accepted,
+            before=self._counted,
+        )
+        if reason != UNKNOWN:
+            self._reason = reason
+        return reason
+
+    def _was_capable(self) -> bool:
+        """Whether sock_diag says that the handshake was MPTCP's, of a connection first looked at when it was plain."""
+        try:
+            told = self._surroundings.lookup(*names(self._fd))
+        except OSError:
+            return False
+        return told is not None and bool(told.flags & FLAG_MCAP_REM)
+
+    def note_multipath(self, counted: Mapping[str, int]) -> None:
+        """The connection is MPTCP; ``counted``: the namespace's counters, not later than this."""
+        self._was_multipath, self._counted = True, counted
 
     def invalidate(self) -> None:
         """Something has changed, or may have: the next reading asks sock_diag about every subflow."""

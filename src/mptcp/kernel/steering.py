@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from mptcp.errors import PathError
+from mptcp.errors import NotSupportedError, PathError
 from mptcp.info import Endpoint
 from mptcp.kernel import sockopt
 from mptcp.kernel.address_ids import AddressIds
@@ -209,4 +209,6 @@ class TokenSteering(Steering):
             found = self._snapshot.diag.mptcp_socket(self._token)
         if found is None or found.info is None:
             raise PathError("the kernel knows no such connection any more", errno.ENOTCONN)
+        if found.info.fell_back:
+            raise NotSupportedError("the connection is plain TCP now")
         return found.info
