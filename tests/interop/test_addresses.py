@@ -8,11 +8,12 @@ from mptcp.core.multipath.config import DEFAULT_CONFIG
 from mptcp.sockets.socket import Socket
 from mptcp.testing.encounter import PORT, Encounter
 from mptcp.testing.exchange import Exchange, wait_subflows, wait_until
-from mptcp.testing.kernel_peer import pattern_sha256
+from mptcp.testing.kernel_peer import UNTIL_ENOUGH, pattern_sha256
 
 pytestmark = pytest.mark.usefixtures("kernel_mptcp")
 
 MIB = 1 << 20
+LONGEST_RECORD = 65_535
 Make = Callable[..., Encounter]
 
 
@@ -29,7 +30,7 @@ def finish(sock: Socket, peer: object, size: int = 2 * MIB) -> None:
     exchange = Exchange(sock, send_bytes=size).join()
     assert exchange.error is None
     assert exchange.got(size)
-    result = peer.result(10)  # type: ignore[attr-defined]
+    result = peer.result()  # type: ignore[attr-defined]
     assert (result["received"], result["error"]) == (size + 5, "")
 
 
@@ -146,13 +147,17 @@ def test_we_change_the_priority(make_encounter: Make, role: str) -> None:  # RFC
     assert exchange.got(4 * MIB)
     after = next(s for s in sock.subflows() if s.id == second.id)
     assert after.backup
-    assert (after.bytes_sent, after.bytes_received) == (before.bytes_sent, before.bytes_received)
+    assert after.bytes_sent == before.bytes_sent
+    counters = encounter.kernel_counters()
+    if not counters["SubflowStale"]:  # as Linux has it after a while without any answer of ours
+        # Linux repeats at a backup, too, what has got no DATA_ACK in time: a record for each such occasion.
+        assert after.bytes_received - before.bytes_received <= LONGEST_RECORD * counters["MPTCPRetrans"]
     sock.set_backup(second.id, False)
     encounter.wait_kernel(MPPrioRx=2)
     exchange = Exchange(sock, send_bytes=8 * MIB).join()
     assert exchange.got(8 * MIB)
     assert exchange.info is not None
-    peer.result(10)  # type: ignore[attr-defined]
+    peer.result()  # type: ignore[attr-defined]
 
 
 def test_kernel_changes_the_priority(make_encounter: Make) -> None:
@@ -163,11 +168,11 @@ def test_kernel_changes_the_priority(make_encounter: Make) -> None:
     concerned = {s.id for s in sock.subflows() if s.remote_address_id == 7}
     encounter.lab.server.mptcp_endpoint_change(7, "backup")
     # Linux says it on the first subflow of that address that it finds.
-    wait_until(lambda: any(s.backup for s in sock.subflows()), 5, "MP_PRIO")
+    wait_until(lambda: any(s.backup for s in sock.subflows()), 20, "MP_PRIO")
     assert {s.id for s in sock.subflows() if s.backup} < concerned
     assert encounter.kernel_counters()["MPPrioTx"] == 1
     encounter.lab.server.mptcp_endpoint_change(7, "nobackup")
-    wait_until(lambda: not any(s.backup for s in sock.subflows()), 5, "MP_PRIO again")
+    wait_until(lambda: not any(s.backup for s in sock.subflows()), 20, "MP_PRIO again")
     finish(sock, peer)
 
 
@@ -189,10 +194,11 @@ def test_addresses_come_and_go_during_a_transfer(make_encounter: Make, direction
     encounter = make_encounter(2)
     for path in (1, 2):
         encounter.lab.set_rate(path, 200)
-    size = 24 * MIB
-    ours, theirs = size * (direction == "send"), size * (direction == "receive")
+    we_send = direction == "send"
     exchange, peer = encounter.meet(
-        "connect", ours={"send_bytes": ours, "subflows": 2}, kernel={"send_bytes": theirs, "seed": 2}
+        "connect",
+        ours={"send_bytes": UNTIL_ENOUGH * we_send, "subflows": 2},
+        kernel={"send_bytes": UNTIL_ENOUGH * (not we_send), "seed": 2},
     )
     exchange.wait_moved(4 * MIB)
     for round_ in range(4):
@@ -200,7 +206,9 @@ def test_addresses_come_and_go_during_a_transfer(make_encounter: Make, direction
         encounter.wait_kernel(RmAddr=round_ + 1)
         encounter.stack.add_address(encounter.our_address(2), encounter.link_names[2])
         wait_subflows(exchange.sock, 2)
+    exchange.wait_moved(exchange.moved + 4 * MIB)
+    (exchange if we_send else peer).enough()
     exchange.join()
-    assert exchange.got(theirs, 2)
-    result = peer.result(10)
-    assert (result["received"], result["sha256"]) == (ours, pattern_sha256(ours))
+    result = peer.result()
+    assert exchange.got(result["sent"], 2)
+    assert (result["received"], result["sha256"]) == (exchange.sent, pattern_sha256(exchange.sent))

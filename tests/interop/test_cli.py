@@ -29,7 +29,7 @@ def mptcp(namespace: Namespace, *arguments: str, cwd: Path) -> "subprocess.Popen
 
 
 def finish(process: "subprocess.Popen[bytes]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=100)
     return process.returncode, out.decode(), err.decode()
 
 
@@ -121,7 +121,7 @@ def test_serve_to_the_kernel(slow_lab: Lab, tmp_path: Path, body: bytes) -> None
         with slow_lab.server.entered():
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
         with sock:
-            sock.settimeout(20)
+            sock.settimeout(60)
             sock.connect((slow_lab.client_address(1), 80))
             sock.sendall(b"GET /file.bin HTTP/1.1\r\nHost: x\r\nRange: bytes=1000-\r\nConnection: close\r\n\r\n")
             with sock.makefile("rb") as stream:

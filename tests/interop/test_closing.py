@@ -59,7 +59,7 @@ def test_kernel_closes_abruptly(make_encounter: Make, role: str, paths: int) -> 
     assert exchange.error.errno in (errno.ECONNRESET, errno.EPIPE)
     counters = encounter.wait_kernel(MPFastcloseTx=1)
     assert counters["MPFastcloseRx"] == 0
-    wait_until(lambda: not exchange.sock.subflows(), 2, "every subflow is gone")
+    wait_until(lambda: not exchange.sock.subflows(), 20, "every subflow is gone")
 
 
 @pytest.mark.parametrize("by_reset", [True, False], ids=["option R", "option A"])
@@ -74,19 +74,19 @@ def test_we_close_abruptly(make_encounter: Make, role: str, paths: int, by_reset
         config=DEFAULT_CONFIG.changed(fastclose_by_reset=by_reset),
     )
     exchange.join()
-    result = peer.result(10)
+    result = peer.result()
     assert "ConnectionResetError" in result["error"] or "BrokenPipeError" in result["error"], result
     counters = encounter.wait_kernel(MPFastcloseRx=1)
     assert counters["MPFastcloseTx"] == 0
-    wait_until(lambda: not encounter.stack.pump.host.connections, 2, "the connection is forgotten")
+    wait_until(lambda: not encounter.stack.pump.host.connections, 20, "the connection is forgotten")
 
 
 def test_close_with_unread_data_is_abrupt(make_encounter: Make) -> None:  # RFC 1122 §4.2.2.13
     encounter = make_encounter(1)
     sock, peer = encounter.open("connect", kernel={"send_bytes": 1000})
-    wait_until(lambda: sock.info().receive_buffered_bytes == 1000, 2, "the octets have arrived")
+    wait_until(lambda: sock.info().receive_buffered_bytes == 1000, 20, "the octets have arrived")
     sock.close()
-    assert "ConnectionResetError" in peer.result(10)["error"]
+    assert "ConnectionResetError" in peer.result()["error"]
     encounter.wait_kernel(MPFastcloseRx=1)
 
 
@@ -101,7 +101,7 @@ def test_kernel_refuses(make_encounter: Make, family: int) -> None:
 def test_we_refuse(make_encounter: Make, family: int) -> None:
     encounter = make_encounter(1, family=family)
     peer = encounter.lab.server.connect(encounter.our_address(1), PORT)
-    assert "ConnectionRefusedError" in peer.result(10)["error"]
+    assert "ConnectionRefusedError" in peer.result()["error"]
 
 
 @pytest.mark.parametrize("role", ["connect", "accept"])
@@ -111,7 +111,7 @@ def test_subflow_closed_by_us_leaves_the_connection(make_encounter: Make, role: 
     exchange.wait_moved(4 * MIB)
     first, second = sorted(exchange.sock.subflows(), key=lambda s: s.id)
     exchange.sock.close_subflow(first.id)
-    wait_until(lambda: [s.id for s in exchange.sock.subflows()] == [second.id], 5, "the first subflow is closed")
+    wait_until(lambda: [s.id for s in exchange.sock.subflows()] == [second.id], 20, "the first subflow is closed")
     exchange.join()
     assert [s.id for s in exchange.sock.subflows()] == [second.id]
     exchange.sock.close()
@@ -138,6 +138,6 @@ def test_idle_connection_can_be_closed_by_either_side(make_encounter: Make) -> N
     assert sock.recv(10)
     wait_subflows(sock, 2)
     sock.close()
-    assert peer.result(10)["error"] == ""
+    assert peer.result()["error"] == ""
     counters = encounter.kernel_counters()
     assert counters["MPFastcloseRx"] == counters["MPRstRx"] == 0

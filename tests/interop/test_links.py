@@ -31,15 +31,32 @@ from mptcp.testing.netns import Lab
 
 MakeLab = Callable[..., Lab]
 MSS = 1400
+#: Far beyond what any answer takes, on a machine that is busy with other things.
+PATIENCE_S = 20.0
 
 
-def receive(link: Link, timeout_s: float = 2.0) -> list[ReceivedPacket]:
+def receive(link: Link, timeout_s: float = PATIENCE_S) -> list[ReceivedPacket]:
     """What comes next; empty after the timeout."""
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         if select.select([link], [], [], left)[0] and (received := link.receive()):
             return list(received)
     return []
+
+
+def receive_until(link: Link, wanted: Callable[[ip.IpHeader, memoryview], bool]) -> ReceivedPacket:
+    """The first packet that is ``wanted``: a kernel says more than it is asked (who listens to which group, for one)."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        for received in receive(link, 0.5):
+            header = ip.parse(received[0])
+            if header is not None and wanted(header, received[0]):
+                return received
+    pytest.fail("the packet did not arrive")
+
+
+def is_echo_reply(header: ip.IpHeader, data: memoryview) -> bool:
+    return header.protocol in (1, 58) and data[header.transport_offset] in (0, 129)
 
 
 def echo_request(source: str, destination: str, number: int) -> Packet:
@@ -105,7 +122,7 @@ class BareTcp:
         self.una = segment.ack
         return segment
 
-    def pump(self, timeout_s: float = 2.0) -> list[Segment]:
+    def pump(self, timeout_s: float = PATIENCE_S) -> list[Segment]:
         """Handles what comes in, and acknowledges data."""
         before = self.ack
         handled = [self.handle(*packet) for packet in receive(self.link, timeout_s)]
@@ -115,7 +132,7 @@ class BareTcp:
 
     def connect(self) -> None:
         self.send(SYN, options=Options(mss=self.mss, window_scale=8))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while not self.ack:
             assert time.monotonic() < deadline, "no SYN/ACK"
             if not self.pump(1.2) and not self.ack:
@@ -165,15 +182,14 @@ def test_kernel_answers_ping(setup: Setup, family: int) -> None:
     ours, theirs = ADDRESSES[family]
     assert link.send([echo_request(ours, theirs, i) for i in range(3)]) == 3
     answers: list[int] = []
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + PATIENCE_S
     while len(answers) < 3 and time.monotonic() < deadline:
         for data, _, _ in receive(link, 0.5):
             header = ip.parse(data)
             assert header is not None
-            message = data[header.transport_offset : header.end]
-            if header.protocol in (1, 58) and message[0] in (0, 129):
+            if is_echo_reply(header, data):
                 assert header.source == Endpoint.parse(theirs).address
-                answers.append(message[7])
+                answers.append(data[header.transport_offset + 7])
     assert answers == [0, 1, 2]
 
 
@@ -185,14 +201,10 @@ def test_kernel_sends_to_us(setup: Setup, family: int) -> None:
         sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
     with sock:
         sock.sendto(b"hello", (ADDRESSES[family][0], 99))
-        deadline = time.monotonic() + 3
-        while time.monotonic() < deadline:
-            for data, _, _ in receive(link, 0.5):
-                header = ip.parse(data)
-                if header is not None and header.protocol == 17:
-                    assert bytes(data[header.transport_offset + 8 : header.end]) == b"hello"
-                    return
-    pytest.fail("the datagram did not arrive")
+        data, _, _ = receive_until(link, lambda header, _: header.protocol == 17)
+    header = ip.parse(data)
+    assert header is not None
+    assert bytes(data[header.transport_offset + 8 : header.end]) == b"hello"
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -211,7 +223,7 @@ def test_data_to_the_kernel(setup: Setup, family: int) -> None:
         while (connection.seq - connection.una) & 0xFFFFFFFF > 100_000:
             assert connection.pump(), "no acknowledgement"
     connection.send(FIN | ACK)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while not connection.finished and time.monotonic() < deadline:
         connection.pump(0.5)
     result = peer.result()
@@ -231,7 +243,7 @@ def test_data_from_the_kernel(setup: Setup, family: int) -> None:
     peer = server.serve("::" if family == 6 else "0.0.0.0", protocol="tcp", send_bytes=500_000)
     connection = BareTcp(link, ours, theirs, peer.port)
     connection.connect()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not connection.finished and time.monotonic() < deadline:
         connection.pump(0.5)
     connection.send(FIN | ACK)
@@ -246,13 +258,13 @@ def test_data_from_the_kernel(setup: Setup, family: int) -> None:
 def test_interface_down_is_counted_not_raised(setup: Setup) -> None:
     link = setup.link
     link.send([echo_request(*ADDRESSES[4], 1)])
-    assert receive(link)
+    receive_until(link, is_echo_reply)
     setup.near.ip(f"link set {link.name} down")
     assert link.send([echo_request(*ADDRESSES[4], 1)]) == 1
     assert link.receive() == []
     assert link.counters["tun_send_eio" if setup.kind == "tun" else "packet_send_enetdown"] == 1
     setup.near.ip(f"link set {link.name} up")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         assert link.send([echo_request(*ADDRESSES[4], 1)]) == 1
         if receive(link, 0.2):
@@ -263,7 +275,7 @@ def test_interface_down_is_counted_not_raised(setup: Setup) -> None:
 def test_longer_than_the_mtu_is_dropped_and_counted(setup: Setup) -> None:
     link = setup.link
     link.send([echo_request(*ADDRESSES[4], 1)])
-    receive(link)  # the neighbour is known now
+    receive_until(link, is_echo_reply)  # the neighbour is known now
     connection = BareTcp(link, *ADDRESSES[4], 9)
     packet = connection.emit(ACK, bytes(1390))
     packet.header = bytes(packet.header) + bytes(200)
@@ -296,7 +308,7 @@ def test_only_our_packets_come_up(make_lab: MakeLab) -> None:
 
 
 def test_neighbour_that_does_not_answer(make_lab: MakeLab) -> None:
-    """It is asked for again with a later packet, once a second."""
+    """It is asked for again with a later packet, but only once a second."""
     lab = make_lab(1)
     with lab.client.entered():
         link = PacketLink("c1", ["10.77.1.1/24"])
@@ -305,12 +317,14 @@ def test_neighbour_that_does_not_answer(make_lab: MakeLab) -> None:
     with listener:
         listener.setblocking(False)
         requests: list[bytes] = []
-        for _ in range(3):
+        began = time.monotonic()
+        while len(requests) < 2:
+            assert time.monotonic() < began + PATIENCE_S
             link.send([echo_request("10.77.1.1", "10.77.1.77", 1)])
-            time.sleep(0.51)
+            time.sleep(0.1)
             with contextlib.suppress(BlockingIOError):
                 requests.append(listener.recv(100))
-    assert len(requests) == 2
+    assert time.monotonic() - began >= 1
     assert {request[:6] + request[38:42] for request in requests} == {b"\xff" * 6 + bytes([10, 77, 1, 77])}
     assert link.neighbours() == {"10.77.1.77": ""}
     link.close()
@@ -343,7 +357,7 @@ def test_capture_is_read_by_tshark(setup: Setup, tmp_path: Path) -> None:
         connection = BareTcp(captured, *ADDRESSES[4], peer.port)
         connection.connect()
         connection.send(ACK | PSH, pattern(10_000))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while not connection.finished and time.monotonic() < deadline:
             connection.pump(0.5)
         connection.send(FIN | ACK)
@@ -354,6 +368,7 @@ def test_capture_is_read_by_tshark(setup: Setup, tmp_path: Path) -> None:
         "tcp.len",
         "ip.len",
         "_ws.malformed",
+        "tcp.seq",
     ]
     words = [word for field in fields for word in ("-e", field)]
     done = subprocess.run(
@@ -366,8 +381,10 @@ def test_capture_is_read_by_tshark(setup: Setup, tmp_path: Path) -> None:
     if link.gso_max_bytes or setup.kind == "tun":
         # Without vnet headers a packet socket shows what a device has merged, and does not say of what pieces.
         assert max(int(row[4]) for row in rows) <= 1500
-    assert sum(int(row[3]) for row in rows if row[1] in ("1", "0x00000001")) == 20_000
-    assert sum(int(row[3]) for row in rows if row[1] in ("2", "0x00000002")) == 10_000
+    for direction, octets in (("1", 20_000), ("2", 10_000)):
+        sent = [(int(row[6]), int(row[3])) for row in rows if row[1] in (direction, f"0x0000000{direction}")]
+        # The kernel repeats what we are late to acknowledge.
+        assert len({position for seq, length in sent for position in range(seq, seq + length)}) == octets
     assert {row[5] for row in rows} == {""}
 
 
@@ -379,7 +396,7 @@ def test_corruption_is_seen_by_the_kernel(setup: Setup) -> None:
     connection.connect()
     faulty.outgoing.append(Fault(FaultKind.CORRUPT, when=lambda data: len(data) == 40 + MSS, limit=3))
     connection.send(ACK | PSH, pattern(7000))
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + PATIENCE_S
     while server.counters()["TcpInCsumErrors"] < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.counters()["TcpInCsumErrors"] == 3
@@ -400,7 +417,7 @@ def test_tun_routes(lab: Lab, tun: None) -> None:
         link = TunLink(kernel_addresses=["10.99.0.1/32"], routes=["10.98.0.0/16", "fd98::/32"], mtu=1400)
     assert link.mtu == 1400
     link.send([echo_request("10.98.7.7", "10.99.0.1", 3)])
-    assert any(ip.parse(data).protocol == 1 for data, _, _ in receive(link))  # type: ignore[union-attr]
+    receive_until(link, is_echo_reply)
     assert "fd98::/32" in lab.server.run("ip", "-6", "route")
     link.close()
     assert "fd98::/32" not in lab.server.run("ip", "-6", "route")
@@ -434,7 +451,7 @@ def test_any_frame_is_survived(lab: Lab) -> None:
                     assert gso_size == 0
     assert link.counters["nd_malformed"] > 100
     assert link.send([echo_request("10.77.1.1", "10.77.1.2", 9)]) == 1
-    assert any(data[9] == 1 for data, _, _ in receive(link))
+    receive_until(link, is_echo_reply)
     link.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -10,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from mptcp.testing import netns
-from mptcp.testing.kernel_peer import pattern_sha256
+from mptcp.testing.exchange import wait_until
+from mptcp.testing.kernel_peer import UNTIL_ENOUGH, pattern_sha256
 from mptcp.testing.netns import Lab
 
 MakeLab = Callable[..., Lab]
@@ -30,12 +32,13 @@ def kernels(make_lab: MakeLab) -> Lab:
 @pytest.mark.parametrize("family", [4, 6])
 def test_kernels_use_both_paths(kernels: Lab, family: int) -> None:
     kernels.client.mptcp_endpoint(kernels.client_address(2, family), "subflow", id=7)
-    server = kernels.server.serve("::" if family == 6 else "0.0.0.0", send_bytes=3_000_000, pause_s=0.2)
+    server = kernels.server.serve("::" if family == 6 else "0.0.0.0", send_bytes=UNTIL_ENOUGH)
     client = kernels.client.connect(kernels.server_address(1, family), server.port, receive_bytes=-1)
-    report = client.result()
-    assert (report["received"], report["error"], report["is_mptcp"]) == (3_000_000, "", True)
-    assert report["sha256"] == pattern_sha256(3_000_000)
-    assert server.result()["sent"] == 3_000_000
+    wait_until(lambda: kernels.server.counters()["MPTcpExtMPJoinAckRx"], 20, "the second subflow")
+    server.enough()
+    report, sent = client.result(), server.result()["sent"]
+    assert (report["received"], report["error"], report["is_mptcp"]) == (sent, "", True)
+    assert report["sha256"] == pattern_sha256(sent)
     counters = kernels.server.counters()
     assert counters["MPTcpExtMPCapableACKRX"] == 1
     assert counters["MPTcpExtMPJoinAckRx"] == 1
@@ -45,21 +48,24 @@ def test_kernels_use_both_paths(kernels: Lab, family: int) -> None:
 def test_rate_limit(make_lab: MakeLab) -> None:
     lab = make_lab(1, client_kernel=True, rate_mbit=(40,))
     server = lab.server.serve(send_bytes=2_500_000, protocol="tcp")
-    report = lab.client.connect(lab.server_address(1), server.port).result()
-    assert 0.4 < report["duration_s"] < 1.5  # 20 Mbit at 40 Mbit/s
+    began = time.monotonic()
+    assert lab.client.connect(lab.server_address(1), server.port).result()["received"] == 2_500_000
+    assert time.monotonic() - began > 0.4  # 20 Mbit at 40 Mbit/s; how much later, is the machine's business
+    assert " tbf " in lab.server.run("tc", "qdisc", "show", "dev", "s1")
     lab.set_rate(1, 0)
+    assert " tbf " not in lab.server.run("tc", "qdisc", "show", "dev", "s1")
     server = lab.server.serve(send_bytes=2_500_000, protocol="tcp")
-    assert lab.client.connect(lab.server_address(1), server.port).result()["duration_s"] < 0.3
+    assert lab.client.connect(lab.server_address(1), server.port).result()["received"] == 2_500_000
 
 
 @pytest.mark.parametrize("direction", ["both", "to_server", "to_client"])
 def test_blackhole_and_heal(kernels: Lab, direction: str) -> None:
-    ping = ("ping", "-c1", "-W0.2", kernels.server_address(2))
+    ping = ("ping", "-c1", "-W20", kernels.server_address(2))
     kernels.client.run(*ping)
     kernels.blackhole(2, direction=direction)
     with pytest.raises(OSError, match="100% packet loss"):
-        kernels.client.run(*ping)
-    kernels.client.run("ping", "-c1", "-W0.2", kernels.server_address(1))
+        kernels.client.run("ping", "-c1", "-W0.5", kernels.server_address(2))
+    kernels.client.run("ping", "-c1", "-W20", kernels.server_address(1))
     kernels.heal(2)
     kernels.client.run(*ping)
 
@@ -72,7 +78,7 @@ def test_link_down_and_up(kernels: Lab) -> None:
     kernels.set_link(1, True)
     kernels.wait_ready()
     # The ping before has left an unanswered ARP request, which is repeated after a second.
-    kernels.client.run("ping", "-c1", "-W3", kernels.server_address(1))
+    kernels.client.run("ping", "-c1", "-W20", kernels.server_address(1))
 
 
 @pytest.mark.parametrize("options", [{"syn_only": True}, {}, {"syn_only": True, "path": 1}], ids=str)
@@ -175,12 +181,11 @@ def test_thread_is_back_outside(lab: Lab) -> None:
     assert os.readlink("/proc/thread-self/ns/net") == outside != inside
 
 
-def test_set_up_is_quick(namespaces: None) -> None:
+def test_set_up_is_quick(lab: Lab) -> None:
     """Equal interface indices at both ends of a veth make the kernel wait a second for carrier; ours differ."""
-    start = time.monotonic()
-    with Lab(2, rate_mbit=(100, 100)):
-        elapsed = time.monotonic() - start
-    assert elapsed < 0.9
+    for path in range(1, lab.paths + 1):
+        [link] = json.loads(lab.client.run("ip", "-json", "link", "show", "dev", f"c{path}"))
+        assert link["link_index"] != link["ifindex"]
 
 
 def test_wrong_commands_are_errors_with_their_text(lab: Lab) -> None:
@@ -190,7 +195,7 @@ def test_wrong_commands_are_errors_with_their_text(lab: Lab) -> None:
         lab.server.nft("table {")
     assert lab.server.run("false", check=False) == ""
     process = lab.server.popen("cat", "/proc/self/net/dev", stdout=subprocess.PIPE)
-    output, _ = process.communicate(timeout=5)
+    output, _ = process.communicate(timeout=60)
     assert b"s2:" in output
 
 

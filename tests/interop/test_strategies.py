@@ -28,7 +28,7 @@ def test_every_profile_is_exact_in_both_directions(make_encounter: Make, name: s
     sock.connect((encounter.kernel_address(1), peer.port))
     exchange = Exchange(sock, send_bytes=2 * MIB, seed=1)
     exchange.join()
-    result = peer.result(10)
+    result = peer.result()
     assert exchange.error is None
     assert exchange.was_multipath
     assert exchange.got(2 * MIB, 2)
@@ -44,7 +44,7 @@ def test_the_kernel_takes_every_octet_twice_and_delivers_it_once(make_encounter:
     sock.profile = "reliable"
     exchange = Exchange(sock, send_bytes=4 * MIB, seed=1, subflows=2)
     exchange.join()
-    result = peer.result(10)
+    result = peer.result()
     assert (result["received"], result["sha256"]) == (4 * MIB, pattern_sha256(4 * MIB, 1))
     assert encounter.stack.counters["redundant_copy"] > 100
     assert encounter.kernel_counters()["DuplicateData"] > 100
@@ -58,12 +58,12 @@ def test_subflows_come_and_go_as_they_are_wanted(make_encounter: Make) -> None: 
     assert sock.recv(5) == b"hello"
     for wanted in (4, 1, 2):
         sock.wanted_subflows = wanted
-        wait_subflows(sock, wanted, 5)
+        wait_subflows(sock, wanted)
         sock.sendall(b"still there")
         assert sock.recv(11) == b"still there"
     assert encounter.kernel_counters()["MPJoinAckRx"] >= 3
     sock.close()
-    assert peer.result(10)["received"] == 38
+    assert peer.result()["received"] == 38
 
 
 def test_a_connect_that_gets_no_answer_is_raced_by_plain_tcp(make_encounter: Make) -> None:  # RFC 6555 style
@@ -76,11 +76,12 @@ def test_a_connect_that_gets_no_answer_is_raced_by_plain_tcp(make_encounter: Mak
     sock = encounter.socket(DEFAULT_CONFIG.changed(race_plain_us=SECOND // 5))
     started = time.monotonic()
     sock.connect((encounter.kernel_address(1), peer.port))
-    assert 0.2 <= time.monotonic() - started < 0.6
+    assert time.monotonic() - started >= 0.2
     assert not sock.is_multipath
     sock.sendall(b"hello")
     assert sock.recv(10) == b"hello"
     assert len(sock.subflows()) == 1
     sock.close()
-    assert peer.result(10)["received"] == 5
-    assert encounter.stack.counters["race_started"] == 1
+    assert peer.result()["received"] == 5
+    # It has lost to the plain SYN, and has not given up by itself.
+    assert encounter.stack.counters["race_started"] == encounter.stack.counters["fallback_lost_race"] == 1

@@ -26,6 +26,7 @@ import mptcp
 from mptcp.links.udp_frames import BASE_MTU, HEADER_BYTES
 from mptcp.sockets.udp import UdpStack
 from mptcp.testing.netns import Lab, Namespace
+from mptcp.testing.ports import unused_udp_port
 
 SOURCE = Path(__file__).parents[2] / "src"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1", "HOME": "/tmp"}
@@ -55,7 +56,7 @@ class Command:
         }  # fmt: skip
         self.process = namespace.popen(*command, **options) if namespace else subprocess.Popen(command, **options)
 
-    def finish(self, timeout: float = 60) -> tuple[int, str, str]:
+    def finish(self, timeout: float = 100) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out.decode(), err.decode()
 
@@ -113,15 +114,9 @@ def site() -> Iterator[Site]:
             command.close()
 
 
-def free_port() -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 # --- the command line, between two processes on one machine -----------------------------------------------------------
 def test_two_processes_on_two_addresses(site: Site) -> None:
-    port = free_port()
+    port = str(unused_udp_port())
     urls = site.serve("--link", "udp:127.0.0.1", "--link", "udp:127.0.0.2", "--port", port)
     assert urls == [f"mptcp://127.0.0.1:{port}/"]
     report = site.check(site.get("--link", "udp:127.0.0.1,127.0.0.2", f"mptcp://127.0.0.1:{port}/file.bin"))
@@ -132,7 +127,7 @@ def test_two_processes_on_two_addresses(site: Site) -> None:
 
 
 def test_two_processes_on_ipv6(site: Site) -> None:
-    port = free_port()
+    port = str(unused_udp_port())
     assert site.serve("--link", "udp:::1", "--port", port) == [f"mptcp://[::1]:{port}/"]
     report = site.check(site.get("--link", "udp:::1", f"mptcp://[::1]:{port}/file.bin"))
     assert [s["remote"] for s in report["subflows"]] == [f"[::1]:{port}"]
@@ -140,7 +135,7 @@ def test_two_processes_on_ipv6(site: Site) -> None:
 
 def test_without_naming_any_address(site: Site) -> None:
     """``--link udp`` takes what the machine has; a URL of mptcp needs no ``--link``."""
-    port = free_port()
+    port = str(unused_udp_port())
     site.serve("--link", "udp", "--port", port)
     report = site.check(site.get(f"mptcp://127.0.0.1:{port}/file.bin"))
     assert report["subflows"][0]["remote"] == f"127.0.0.1:{port}"

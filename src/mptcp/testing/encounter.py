@@ -19,8 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mptcp.core.entropy import Entropy
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.links.base import Link
+from mptcp.links.faults import FaultLink
 from mptcp.links.packet import PacketLink
 from mptcp.links.pcap import PcapLink, PcapWriter
 from mptcp.links.tun import TunLink
@@ -42,7 +44,8 @@ class Encounter:
     """``paths``: those of the lab that our stack uses; ``family`` 4 or 6, or 46 for both on every link.
 
     ``link`` "packet" (AF_PACKET on the lab's veths) or "tun" (a TUN device per path in the server's namespace: the
-    quickest way to and from the kernel, but no rate can be set and nothing cut on it).
+    quickest way to and from the kernel, but no rate can be set and nothing cut on it). With ``faulty`` each link can do
+    harm to packets: ``encounter.faults[path]``.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Encounter:
         link: str = "packet",
         config: ConnectionConfig = DEFAULT_CONFIG,
         offload: bool = True,
+        faulty: bool = False,
         name: str = "encounter",
     ) -> None:
         self.lab = lab
@@ -65,16 +69,20 @@ class Encounter:
         self._sockets: list[Socket] = []
         families = (4, 6) if family == 46 else (family,)
         addresses = {path: [self.our_interface(path, f) for f in families] for path in self.paths}
+        self.faults: dict[int, FaultLink] = {}
         links: list[Link] = []
         try:
             links.extend(self._link(path, addresses[path], offload) for path in self.paths)
+            self._links = dict(zip(self.paths, links, strict=True))
             directory = os.environ.get(PCAP_VARIABLE)
             if directory:
                 safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
                 self._writer = PcapWriter(Path(directory) / f"{safe}.pcapng")
                 links = [PcapLink(one, self._writer) for one in links]
             by_name = {one.name: addresses[path] for one, path in zip(links, self.paths, strict=True)}
-            self._links = dict(zip(self.paths, links, strict=True))
+            if faulty:
+                self.faults = {path: FaultLink(one, Entropy(path)) for path, one in zip(self.paths, links, strict=True)}
+                links = list(self.faults.values())
             self.link_names = {path: one.name for one, path in zip(links, self.paths, strict=True)}
             # A bind chooses where the first subflow comes from and no more, as it does on the kernel's side.
             self.stack = UserStack(links, by_name, config=config, legacy_policy=LegacyPolicy(bind="ignore"))
@@ -94,9 +102,8 @@ class Encounter:
             return PacketLink(f"c{path}", addresses, gateways=gateways, offload=offload)
 
     def link(self, path: int) -> Link:
-        """The link itself, also where it is wrapped for a capture."""
-        link = self._links[path]
-        return link.link if isinstance(link, PcapLink) else link
+        """The link itself, also where it is wrapped for a capture or for faults."""
+        return self._links[path]
 
     # addresses
 
@@ -129,7 +136,7 @@ class Encounter:
         return sock
 
     def connect(
-        self, port: int, *, path: int = 1, config: ConnectionConfig | None = None, timeout_s: float = 10
+        self, port: int, *, path: int = 1, config: ConnectionConfig | None = None, timeout_s: float = 30
     ) -> Socket:
         """A socket connected from and to the addresses of one path."""
         sock = self.socket(config)
@@ -140,7 +147,7 @@ class Encounter:
 
     def listen(self, *, port: int = PORT, config: ConnectionConfig | None = None, backlog: int = 256) -> Socket:
         sock = self.socket(config)
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.bind((self.any_address, port))
         sock.listen(backlog)
         return sock
@@ -187,7 +194,7 @@ class Encounter:
                 changed[name.removeprefix(PREFIX)] = difference
         return changed
 
-    def wait_kernel(self, timeout_s: float = 5.0, **at_least: int) -> Counter[str]:
+    def wait_kernel(self, timeout_s: float = 20.0, **at_least: int) -> Counter[str]:
         """Until the kernel's counters have reached these values; TimeoutError with all that it counted."""
         deadline = time.monotonic() + timeout_s
         while True:

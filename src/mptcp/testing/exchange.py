@@ -24,7 +24,8 @@ class Exchange:
 
     ``send_bytes`` of ``pattern(seed)`` go out, ended by a half-close if ``half_close``; ``receive_bytes`` come in (-1:
     until the end of the stream). ``subflows``: after the first octets both directions wait for that many active ones,
-    so that a short transfer uses them all. ``end``: "close", "abort" (SO_LINGER 0), "hold" (the caller closes).
+    so that a short transfer uses them all. ``send_bytes`` ``kernel_peer.UNTIL_ENOUGH``: until ``enough`` is called, for a test that has to
+    do something in the middle of a transfer, however long that takes; ``sent`` says how many. ``end``: "close", "abort" (SO_LINGER 0), "hold" (the caller closes).
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Exchange:
         chunk: int = CHUNK,
         end: str = "close",
         abort_after: int = -1,
-        timeout_s: float = 20.0,
+        timeout_s: float = 60.0,
     ) -> None:
         self.sock = sock
         self.sent = self.received = 0
@@ -52,6 +53,7 @@ class Exchange:
         self._abort_after = abort_after
         self._end = end
         self._digest = hashlib.sha256()
+        self._enough = threading.Event()
         self._deadline = time.monotonic() + timeout_s
         sock.settimeout(timeout_s)
         self._threads = [threading.Thread(target=self._receive, daemon=True)]
@@ -59,6 +61,11 @@ class Exchange:
             self._threads.append(threading.Thread(target=self._send, daemon=True))
         for thread in self._threads:
             thread.start()
+
+    @property
+    def moved(self) -> int:
+        """Octets sent or received, whichever are more."""
+        return max(self.sent, self.received)
 
     @property
     def sha256(self) -> str:
@@ -84,6 +91,8 @@ class Exchange:
                 else:
                     self.sock.sendall(view)
                 self.sent += len(view)
+                if self._enough.is_set():
+                    break
             if half_close:
                 self.sock.shutdown(std.SHUT_WR)
         except OSError as error:
@@ -113,6 +122,10 @@ class Exchange:
         except OSError as error:
             self.error = self.error or error
 
+    def enough(self) -> None:
+        """Nothing is sent any more but what has been begun."""
+        self._enough.set()
+
     def join(self) -> Exchange:
         """Waits for the end of both directions, then closes as asked. TimeoutError if it takes too long."""
         for thread in self._threads:
@@ -127,9 +140,11 @@ class Exchange:
             self.sock.close()
         return self
 
-    def wait_moved(self, count: int, timeout_s: float = 20.0) -> None:
-        """Until ``count`` octets have been sent or received."""
-        wait_until(lambda: max(self.sent, self.received) >= count, timeout_s, f"{count} octets moved")
+    def wait_moved(self, count: int, timeout_s: float = 60.0) -> None:
+        """Until ``count`` octets have been sent or received. OSError: what ended the transfer before."""
+        wait_until(lambda: self.moved >= count or self.error is not None, timeout_s, f"{count} octets moved")
+        if self.moved < count and self.error is not None:
+            raise self.error
 
 
 def wait_until(condition: Any, timeout_s: float, what: str) -> None:
@@ -141,7 +156,7 @@ def wait_until(condition: Any, timeout_s: float, what: str) -> None:
         time.sleep(0.002)
 
 
-def wait_subflows(sock: Socket, count: int, timeout_s: float = 10.0) -> list[SubflowInfo]:
+def wait_subflows(sock: Socket, count: int, timeout_s: float = 30.0) -> list[SubflowInfo]:
     """Until exactly ``count`` subflows are active (or known as stale), and no other is open."""
     deadline = time.monotonic() + timeout_s
     while True:

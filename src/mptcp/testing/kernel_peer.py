@@ -26,7 +26,9 @@ TCP_IS_MPTCP = 43
 PR_SET_PDEATHSIG, SIGKILL, CLONE_NEWNET = 1, 9, 0x40000000
 PATTERN_PERIOD = 1_000_003  # a prime, so that no block size of a transport hides a misplaced block
 CHUNK = 1 << 18
+UNTIL_ENOUGH = 1 << 50  # octets to send: until a line comes on standard input
 _print_lock = threading.Lock()
+_enough = threading.Event()
 
 
 def pattern_block(seed: int = 0) -> bytes:
@@ -158,6 +160,8 @@ class Transfer:
             for chunk in pattern_chunks(self.send_bytes, self.seed, self.chunk):
                 self.sock.sendall(chunk)
                 self.sent += len(chunk)
+                if _enough.is_set():
+                    break
             self.info = mptcp_info(self.sock) or self.info
             if self.half_close:
                 self.sock.shutdown(socket.SHUT_WR)
@@ -202,6 +206,11 @@ def make_socket(address: str, protocol: str, options: dict[str, Any]) -> socket.
     if options.get("nodelay"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+def hear_enough() -> None:
+    sys.stdin.readline()
+    _enough.set()
 
 
 def serve(address: str, port: int, protocol: str, connections: int, options: dict[str, Any]) -> None:
@@ -263,6 +272,8 @@ def main(
         if libc.setns(namespace, CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns: " + os.strerror(ctypes.get_errno()))
         os.close(namespace)
+    if options.get("send_bytes") == UNTIL_ENOUGH:
+        threading.Thread(target=hear_enough, daemon=True).start()
     {"serve": serve, "connect": connect}[role](address, port, protocol, connections, options)
     if options.get("end") == "hold":
         # Ends when the parent closes our standard input, so that sockets stay open until then.

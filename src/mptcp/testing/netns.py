@@ -233,7 +233,7 @@ def KernelServer(namespace: Namespace, address: str = "0.0.0.0", port: int = 0, 
     """A kernel socket that listens in ``namespace``; ``.port`` is known when this returns.
 
     Options: ``protocol`` ("mptcp" or "tcp"), ``connections`` (how many to serve, 1; 0: all), ``send_bytes`` and ``seed`` (of
-    ``kernel_peer.pattern``), ``echo``, ``receive_bytes`` (-1: until FIN), ``half_close`` (True: FIN as soon as all is
+    ``kernel_peer.pattern``; UNTIL_ENOUGH of it: until ``Peer.enough``), ``echo``, ``receive_bytes`` (-1: until FIN), ``half_close`` (True: FIN as soon as all is
     sent), ``fastclose_after`` (octets received, then RST), ``end`` ("close", "fastclose", "hold"), ``pause_s``,
     ``congestion`` ("reno"), ``rcvbuf``, ``sndbuf``, ``nodelay``, ``chunk``, ``digest`` (False: no SHA-256, for speed).
     """
@@ -328,7 +328,7 @@ class Lab:
         if client6:
             self.client.ip(*client6, family=6)
 
-    def wait_ready(self, timeout_s: float = 5.0) -> None:
+    def wait_ready(self, timeout_s: float = 20.0) -> None:
         """Until every link has carrier and its queue takes packets (the kernel needs up to a second for it)."""
         deadline = time.monotonic() + timeout_s
         while True:

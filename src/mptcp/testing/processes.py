@@ -50,7 +50,7 @@ class Peer:
         with self._changed:
             return [event for event in self.events if event["event"] == "done"]
 
-    def wait_event(self, name: str, timeout_s: float = 10.0, count: int = 1) -> dict[str, Any]:
+    def wait_event(self, name: str, timeout_s: float = 30.0, count: int = 1) -> dict[str, Any]:
         """The ``count``-th event of that name; TimeoutError, or RuntimeError with its last words if the peer ended."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -72,6 +72,12 @@ class Peer:
         """The reports of ``count`` connections."""
         self.wait_event("done", timeout_s, count)
         return self.results
+
+    def enough(self) -> None:
+        """To a ``kernel_peer`` with ``send_bytes`` UNTIL_ENOUGH: it sends no more than it has begun."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"enough\n")
+        self._process.stdin.flush()
 
     def _last_words(self) -> str:
         self._errors.seek(0)

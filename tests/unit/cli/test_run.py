@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mptcp.cli import app
+from mptcp.testing.ports import unused_udp_port
 
 
 @pytest.fixture
@@ -91,9 +92,7 @@ def test_a_profile_and_a_policy(site: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("host", "bind"), [("127.0.0.1", "0.0.0.0"), ("::1", "::")])
 def test_two_unmodified_programs_over_udp(site: Path, tmp_path: Path, host: str, bind: str) -> None:
     """As ordinary users: http.server in one process, urllib in another; UDP port and TCP port differ."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-        probe.bind(("::", 0))
-        port = probe.getsockname()[1]
+    port = unused_udp_port()
     server = subprocess.Popen(
         [
             sys.executable, "-m", "mptcp", "run", f"--link=udp:{host},port={port}", "-m", "http.server", "--bind", bind,
@@ -107,7 +106,7 @@ def test_two_unmodified_programs_over_udp(site: Path, tmp_path: Path, host: str,
         script = tmp_path / "script.py"
         script.write_text(
             "import sys, urllib.request, pathlib\n"
-            "pathlib.Path(sys.argv[2]).write_bytes(urllib.request.urlopen(sys.argv[1], timeout=20).read())\n"
+            "pathlib.Path(sys.argv[2]).write_bytes(urllib.request.urlopen(sys.argv[1], timeout=60).read())\n"
         )
         url = f"http://{host if ':' not in host else f'[{host}]'}:8000/file.bin"
         assert app.run(["run", f"--link=udp:{host},peers={port}", str(script), url, str(tmp_path / "got")]) == 0
