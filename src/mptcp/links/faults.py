@@ -11,7 +11,7 @@ from mptcp.core.entropy import Entropy
 from mptcp.core.packet import Packet
 from mptcp.core.wire.offload import finish
 from mptcp.errors import ConfigurationError
-from mptcp.links._wire import received_on_the_wire
+from mptcp.links._wire import from_device, received_on_the_wire
 from mptcp.links.base import Link, ReceivedPacket
 
 #: Packets that may be held back at a time, in each direction, to be delivered behind later ones; more are not held.
@@ -25,6 +25,9 @@ class FaultKind(Enum):
     DUPLICATE = "duplicate"
     REORDER = "reorder"  # delivered behind the ``distance`` packets that follow it
     CORRUPT = "corrupt"  # one bit inverted, behind the IP header
+    REWRITE = (
+        "rewrite"  # one bit of TCP's payload, and its checksum made right again: what a box does that edits content
+    )
 
 
 class Fault:
@@ -103,6 +106,8 @@ class _Direction:
                     hold = fault.distance
                 case FaultKind.CORRUPT:
                     data = self._corrupted(data)
+                case FaultKind.REWRITE:
+                    data = self._rewritten(data)
         if not hold or len(self.held) >= MAX_HELD:
             return [data] * copies + self._passed(copies)
         copies -= 1  # a duplicate overtakes its original
@@ -126,6 +131,14 @@ class _Direction:
         changed = bytearray(data)
         changed[start + self.entropy.below(len(data) - start)] ^= 1 << self.entropy.below(8)
         return bytes(changed)
+
+    def _rewritten(self, data: bytes) -> bytes:
+        packet = from_device(memoryview(data), 0)
+        if packet is None or not packet.payloads:
+            return data
+        payload = bytearray(packet.payloads[0])
+        payload[self.entropy.below(len(payload))] ^= 1 << self.entropy.below(8)
+        return finish(Packet(packet.header, (payload,), packet.length, packet.transport_offset, 0, True))[0]
 
 
 class FaultLink(Link):

@@ -15,6 +15,7 @@ from mptcp.testing.builders import parse_packet
 
 MakePacket = Callable[..., Packet]
 DROP, DUPLICATE, REORDER, CORRUPT = FaultKind.DROP, FaultKind.DUPLICATE, FaultKind.REORDER, FaultKind.CORRUPT
+REWRITE = FaultKind.REWRITE
 
 
 def seqs(octets: list[bytes]) -> list[int]:
@@ -79,6 +80,26 @@ def test_corruption_is_found_by_the_checksum(inner: Any, tcp_packet: MakePacket,
         assert header is not None
         pseudo = checksum.pseudo_sum(header.source, header.destination, 6)
         assert not checksum.verify_tcp(memoryview(data), header.transport_offset, header.end, pseudo)
+
+
+@pytest.mark.parametrize("partial", [True, False])
+@pytest.mark.parametrize("family", [4, 6])
+def test_rewritten_payload_is_not_found_by_the_checksum(
+    inner: Any, tcp_packet: MakePacket, family: int, partial: bool
+) -> None:
+    packets = [tcp_packet(data, family=family, partial=partial) for data in (b"a payload of odd length", b"", b"x")]
+    link = FaultLink(inner, Entropy(7), outgoing=[Fault(REWRITE)], incoming=[Fault(REWRITE)])
+    assert link.send(packets) == 3
+    inner.arriving = [(memoryview(bytes(packet)), 0, partial) for packet in packets]
+    for changed in (inner.sent_octets, [bytes(data) for data, _, _ in link.receive()]):
+        for data, packet in zip(changed, packets, strict=True):
+            header = ip.parse(memoryview(data))
+            assert header is not None
+            pseudo = checksum.pseudo_sum(header.source, header.destination, 6)
+            assert checksum.verify_tcp(memoryview(data), header.transport_offset, header.end, pseudo)
+            before, after = b"".join(packet.payloads), parse_packet(data)[0].payload
+            assert sum((a ^ b).bit_count() for a, b in zip(before, after, strict=True)) == bool(before)
+            assert data[: header.transport_offset + 16] == bytes(packet)[: header.transport_offset + 16]
 
 
 @pytest.mark.parametrize("family", [4, 6])
