@@ -176,7 +176,7 @@ class World(ABC):
 
     def keep(self, sock: Any) -> Any:
         self.sockets.append(sock)
-        sock.settimeout(10)
+        sock.settimeout(30)
         return sock
 
     def listen(self, host: str | None = None, port: int = PORT, prepare: Callable[[Any], None] | None = None) -> Any:
@@ -217,7 +217,7 @@ class World(ABC):
     def wait_active(self, sock: Any, count: int) -> None:
         self.until(lambda: sum(s.state.value == "active" for s in sock.subflows()) == count)
 
-    def until(self, condition: Callable[[], bool], seconds: float = 8.0) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "it never came about"

@@ -36,12 +36,12 @@ class Connected:
         with mptcp.use(self.server):
             self.listener = mptcp.create_server((self.there, 80), family=family)
         self.near = self.client.socket(family)
-        self.near.settimeout(10)
+        self.near.settimeout(30)
         self.near.connect((self.there, 80))
         far, _ = self.listener.accept()
         assert isinstance(far, mptcp.Socket)
         self.far = far
-        self.far.settimeout(10)
+        self.far.settimeout(30)
 
     def check(self) -> None:
         for one, other in ((self.near, self.far), (self.far, self.near)):
@@ -137,7 +137,7 @@ def test_sendfile_needs_a_socket_that_waits(world: Connected) -> None:
     world.near.setblocking(False)
     with pytest.raises(ValueError, match="non-blocking"):
         world.near.sendfile(io.BytesIO(b"x"))
-    world.near.settimeout(10)
+    world.near.settimeout(30)
     world.check()
 
 

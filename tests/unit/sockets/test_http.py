@@ -82,7 +82,7 @@ def test_get_and_post_on_one_connection(ours: Any) -> None:
         running(ours, http.server.ThreadingHTTPServer, Handler) as (host, port),
         mptcp.use(ours.client_stack),
     ):
-        client = Connection(host, port, timeout=5)
+        client = Connection(host, port, timeout=30)
         for path in ("/a", "/b"):
             client.request("GET", path)
             assert client.getresponse().read() == b"you asked for " + path.encode() + b" "
@@ -97,9 +97,9 @@ def test_large_answers_to_several_clients(ours: Any, kind: type[Any]) -> None:
 
     def get(number: int) -> None:
         with mptcp.use(ours.client_stack):
-            client = Connection(host, port, timeout=10)
+            client = Connection(host, port, timeout=30)
         client.sock = ours.client()
-        client.sock.settimeout(10)
+        client.sock.settimeout(30)
         client.sock.connect((host, port))
         client.request("GET", "/", headers={"Size": str(200_000 + number), "Connection": "close"})
         sizes.append(len(client.getresponse().read()) - len(b"you asked for / "))
@@ -110,7 +110,7 @@ def test_large_answers_to_several_clients(ours: Any, kind: type[Any]) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(30)
     assert sorted(sizes) == [200_000, 200_001, 200_002, 200_003]
 
 
@@ -118,7 +118,7 @@ def test_socketserver_streams(ours: Any) -> None:
     with (
         running(ours, socketserver.ThreadingTCPServer, Upper) as address,
         mptcp.use(ours.client_stack),
-        mptcp.create_connection(address, timeout=5) as client,
+        mptcp.create_connection(address, timeout=30) as client,
         client.makefile("rwb") as file,
     ):
         for word in (b"one\n", b"two\n"):

@@ -249,7 +249,7 @@ def connected(pair: Stacks, host: str, proto: int = 0) -> tuple[mptcp.Socket, mp
     server.bind(("::" if family == std.AF_INET6 else "0.0.0.0", 8000))
     server.listen()
     client = pair.near.socket(family, proto=proto)
-    client.settimeout(5)
+    client.settimeout(30)
     client.connect((host, 8000))
     accepted, _ = server.accept()
     server.close()
@@ -343,7 +343,7 @@ def test_addresses_of_one_dns_answer_are_not_one_host(  # RFC 6897 §6.4
         server.bind((hosts[0], 8000))
         server.listen()
         monkeypatch.setattr(std, "getaddrinfo", answer)
-        client = mptcp.create_connection(("both.example", 8000), timeout=5)  # REQ5: by name
+        client = mptcp.create_connection(("both.example", 8000), timeout=30)  # REQ5: by name
         monkeypatch.undo()
         accepted, _ = server.accept()
         accepted.sendall(b"x" * 100_000)

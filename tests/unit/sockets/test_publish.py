@@ -121,7 +121,7 @@ def test_a_listener_who_hears_nothing_for_a_while_still_listens(
         told = iter(lines)
         next(told)
         for _ in range(3):
-            assert looks.acquire(timeout=5)
+            assert looks.acquire(timeout=30)
         ours.pair()
         assert publish.event_of(next(told))[2].kind is EventKind.ESTABLISHED
 
@@ -132,7 +132,7 @@ def test_nobody_listens_nothing_is_told(ours: Any, shown: Publisher) -> None:
         next(iter(lines))
         assert ours.client_stack.pump.host.observer is not None
     # Its going is noticed when there is something to tell, or by looking once a second.
-    for _ in range(300):
+    for _ in range(3000):
         if ours.client_stack.pump.host.observer is None:
             break
         threading.Event().wait(0.01)
@@ -163,7 +163,7 @@ def test_more_clients_than_are_served(shown: Publisher) -> None:
             next(iter(lines))
         assert publish.look(shown.path) is None
         idle.pop().close()
-        for _ in range(300):
+        for _ in range(3000):
             if publish.look(shown.path) is not None:
                 break
             threading.Event().wait(0.01)
@@ -177,7 +177,7 @@ def test_more_clients_than_are_served(shown: Publisher) -> None:
 @pytest.mark.parametrize("request_", [b"", b"nonsense\n", b"x" * 5000])
 def test_nonsense_is_not_answered(shown: Publisher, request_: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(5)
+        sock.settimeout(30)
         sock.connect(str(shown.path))
         sock.sendall(request_)
         sock.shutdown(socket.SHUT_WR)

@@ -32,6 +32,12 @@ HOST = [
 ]
 
 
+def open_descriptors() -> set[str]:
+    """This process's. What other tests have left to the collector or to a thread may be closed at any time, so that only what
+    has come since means something: ``open_descriptors() - before``."""
+    return set(os.listdir("/proc/self/fd"))
+
+
 class NotingControl(Control):
     """Keeps (operation, inode of the socket, token, arguments), or fails with ``error``."""
 
@@ -47,7 +53,7 @@ class NotingControl(Control):
     def _note(self, operation: str, fd: int, token: int, *arguments: Any) -> None:
         self.entered.set()
         if self.gate is not None:
-            assert self.gate.wait(10)
+            assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
         self.calls.append((operation, os.fstat(fd).st_ino, token, arguments))
@@ -153,13 +159,13 @@ class Running:
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.connect(self.path)
         return sock
 
     def stop(self) -> None:
         self.broker.stop()
-        self.thread.join(10)
+        self.thread.join(30)
         assert not self.thread.is_alive()
 
 
@@ -246,10 +252,10 @@ def pair(make_pair: Callable[[], Pair]) -> Pair:
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    """Waits until ``condition()`` is true, 10 s at most: other threads do it a moment later."""
+    """Waits until ``condition()`` is true, 30 s at most: other threads do it a moment later."""
 
     def wait(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, "it did not happen"
             time.sleep(0.002)

@@ -21,14 +21,10 @@ from mptcp.kernel.broker.client import BrokerControl
 from mptcp.kernel.broker.policy import Policy
 from mptcp.kernel.broker.protocol import Answer, Operation, Request
 
-from .conftest import Pair, Running
+from .conftest import Pair, Running, open_descriptors
 
 A = Endpoint.parse("10.0.0.1", 4000)
 B = Endpoint.parse("192.0.2.1", 443)
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def ask(sock: socket.socket, request: Request | bytes, *descriptors: int) -> Answer:
@@ -76,9 +72,9 @@ def test_the_broker_keeps_no_descriptor(running: Running, control: BrokerControl
         control.remove(pair.fd, 0, 1)
         with pytest.raises(OSError):
             control.remove(0, 0, 1)
-    assert open_descriptors() == before
+    assert not open_descriptors() - before
     pair.client.close()
-    pair.server.settimeout(10)
+    pair.server.settimeout(30)
     assert pair.server.recv(1) == b""  # nobody else has it open
 
 
@@ -300,13 +296,13 @@ def test_a_client_that_dies_in_the_middle_leaves_nothing(
     protocol.send(sock, Request(Operation.REMOVE, address_id=1).emit(), pair.fd)
     for _ in range(20):
         protocol.send(sock, Request(Operation.REMOVE, address_id=2).emit(), pair.fd)
-    assert running.control.entered.wait(10)
+    assert running.control.entered.wait(30)
     sock.close()
     running.control.gate.set()
     eventually(lambda: running.broker.clients == 0)
     # What it had asked for before the broker saw that it is gone was done; what waited was not.
     assert [arguments for _, _, _, arguments in running.control.calls] == [(1,)]
-    eventually(lambda: open_descriptors() == before)
+    eventually(lambda: not open_descriptors() - before)
 
 
 def test_a_client_that_does_not_read_its_answers_is_let_go(
@@ -352,7 +348,7 @@ def test_a_stuck_client_holds_up_nobody_else(running: Running, control: BrokerCo
     running.control.gate = threading.Event()
     with running.connect() as stuck:
         protocol.send(stuck, Request(Operation.REMOVE, address_id=1).emit(), pair.fd)
-        assert running.control.entered.wait(10)
+        assert running.control.entered.wait(30)
         assert control.supports("remove")  # while the other waits for the kernel
         running.control.gate.set()
         assert protocol.receive(stuck, protocol.MAX_ANSWER).data
@@ -370,13 +366,13 @@ def test_a_descriptor_whose_close_waits_holds_up_its_client_only(
     def slow(fd: int) -> None:
         if threading.current_thread().name.startswith("mptcp-broker") and os.fstat(fd).st_ino == inode:
             closing.set()
-            assert released.wait(10)
+            assert released.wait(30)
         really_close(fd)
 
     with running.connect() as sock:
         monkeypatch.setattr(os, "close", slow)
         protocol.send(sock, Request(Operation.REMOVE, address_id=1).emit(), reader)
-        assert closing.wait(10)
+        assert closing.wait(30)
         assert control.supports("remove")
         released.set()
         assert Answer.parse(protocol.receive(sock, protocol.MAX_ANSWER).data).error == errno.ENOTSOCK
@@ -392,7 +388,7 @@ def test_a_broker_that_stops_lets_everybody_go(start: Callable[..., Running], pa
     running.stop()
     assert protocol.receive(sock, 16).data == b""
     sock.close()
-    assert open_descriptors() == before
+    assert not open_descriptors() - before
 
 
 def test_without_descriptors_nobody_is_accepted_for_a_moment(
@@ -474,7 +470,7 @@ def test_stopping_does_not_wait_for_the_stuck(running: Running, pair: Pair, monk
     running.control.gate = threading.Event()
     with running.connect() as stuck:
         protocol.send(stuck, Request(Operation.REMOVE, address_id=1).emit(), pair.fd)
-        assert running.control.entered.wait(10)
+        assert running.control.entered.wait(30)
         begin = time.monotonic()
         running.stop()
         assert time.monotonic() - begin < 5
