@@ -69,7 +69,7 @@ class BrokerProcess:
             self.process = lab.client.popen(
                 *command, env=environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, cwd="/"
             )
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not select.select([manager], [], [], 0.05)[0]:
                 assert self.process.poll() is None, self.lines()
                 if time.monotonic() > deadline:
@@ -97,7 +97,7 @@ class BrokerProcess:
 
     def stop(self) -> int:
         self.process.terminate()
-        status = self.process.wait(10)
+        status = self.process.wait(30)
         self.log.close()
         return status
 
@@ -225,11 +225,11 @@ class Far:
 
     def accept(self, child: Child) -> socket.socket:
         """One connection, with an octet each way; or the child's failure."""
-        if not select.select([self.listener, child], [], [], 10)[0] or child.has_failed():
+        if not select.select([self.listener, child], [], [], 60)[0] or child.has_failed():
             child.join()
         sock, _ = self.listener.accept()
         self.accepted.append(sock)
-        sock.settimeout(10)
+        sock.settimeout(30)
         assert sock.recv(1) == b"."
         sock.sendall(b".")
         return sock
@@ -253,7 +253,7 @@ def far(two_hosts: netns.Lab) -> Iterator[Far]:
 
 def connect(lab: netns.Lab, far: Far) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-    sock.settimeout(10)
+    sock.settimeout(30)
     sock.connect((lab.server_address(1), far.port))
     sock.sendall(b".")
     assert sock.recv(1) == b"."
@@ -261,7 +261,7 @@ def connect(lab: netns.Lab, far: Far) -> socket.socket:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)

@@ -37,7 +37,9 @@ IPPROTO_MPTCP = 262
 # what a client does with its own
 
 
-def test_an_ordinary_user_opens_prioritises_and_closes_subflows_of_its_own(broker: BrokerProcess, far: Far) -> None:
+def test_an_ordinary_user_opens_prioritises_and_closes_subflows_of_its_own(
+    broker: BrokerProcess, far: Far, eventually: Wait
+) -> None:
     lab = broker.lab
 
     def work() -> None:
@@ -77,12 +79,17 @@ def test_an_ordinary_user_opens_prioritises_and_closes_subflows_of_its_own(broke
     child = Child(lab, work)
     far.accept(child)
     child.join()
-    heard = [event.kind for event in far.events.read()]
+    heard: list[PmEventKind] = []
+
+    def comes(kind: PmEventKind) -> bool:
+        heard.extend(event.kind for event in far.events.read())
+        return kind in heard
+
     # What reached the other host: two joins, a FIN and an RST, a priority, an address and its end.
+    eventually(lambda: comes(PmEventKind.REMOVED))
     assert heard.count(PmEventKind.SUBFLOW_ESTABLISHED) == heard.count(PmEventKind.SUBFLOW_CLOSED) == 2
     assert PmEventKind.SUBFLOW_PRIORITY in heard
     assert PmEventKind.ANNOUNCED in heard
-    assert PmEventKind.REMOVED in heard
 
 
 def test_the_priority_is_on_the_wire(broker: BrokerProcess, far: Far, eventually: Wait) -> None:
@@ -206,7 +213,7 @@ def test_a_client_cannot_touch_what_is_not_its_own(broker: BrokerProcess, far: F
 
     inherited = next(
         fd
-        for fd in (_steal(taken, number) for number in range(3, 64))
+        for fd in (_steal(taken, int(number)) for number in os.listdir(f"/proc/{child.pid}/fd"))
         if fd >= 0 and _is_connection_of(fd, lab.server_address(1))
     )
     attacker = Child(lab, attack, MALLORY)
@@ -282,7 +289,7 @@ def test_a_client_hears_nothing_of_others(broker: BrokerProcess, far: Far) -> No
 def read_until(source: PmEventSource, kind: PmEventKind) -> list[tuple[PmEventKind, int]]:
     found: list[tuple[PmEventKind, int]] = []
     while kind not in [heard for heard, _ in found]:
-        assert select.select([source], [], [], 5)[0]
+        assert select.select([source], [], [], 30)[0]
         with contextlib.suppress(EventsLost):  # the broker says that it has just begun
             found += [(event.kind, event.token) for event in source.read()]
     return found
@@ -351,7 +358,7 @@ def test_a_program_uses_the_stack_as_if_it_had_the_privilege(
         with mptcp.use(mptcp.KernelStack()) as stack:
             for operation in ("open_subflow", "set_backup", "events"):
                 assert stack.supports(operation), stack.supports(operation)
-            with mptcp.create_connection((lab.server_address(1), far.port), timeout=10) as sock:
+            with mptcp.create_connection((lab.server_address(1), far.port), timeout=30) as sock:
                 sock.sendall(b".")
                 assert sock.recv(1) == b"."
                 assert sock.is_multipath

@@ -88,15 +88,15 @@ def test_it_ends_when_told_and_leaves_nothing(start: Callable[..., BrokerProcess
         sys.executable, "-m", "mptcp", "broker", "--socket", str(broker.path), stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, cwd="/",
     )  # fmt: skip
-    _, said = again.communicate(timeout=30)
+    _, said = again.communicate(timeout=60)
     assert again.returncode == 1
     assert "listens at" in said.decode()
     assert "already" in said.decode()
     source = broker.control().event_source()
     broker.process.send_signal(signal.SIGINT)
-    assert broker.process.wait(10) == 0
+    assert broker.process.wait(30) == 0
     assert not broker.path.exists()
-    assert select.select([source], [], [], 5)[0]
+    assert select.select([source], [], [], 30)[0]
     with pytest.raises(ConnectionResetError, match="gives no more events"):
         source.read()
     source.close()
@@ -122,6 +122,8 @@ def test_a_client_that_is_killed_in_the_middle_costs_nothing(broker: BrokerProce
 
         def work(ready: tuple[int, int] = ready) -> None:
             sock = connect(lab, far)
+            with pytest.raises(OSError, match="id 9"):
+                broker.control().remove(sock.fileno(), 0, 9)  # answered: what follows may find its client gone already
             sources = [broker.control().event_source() for _ in range(3)]
             for source in sources:
                 source.watch(sock.fileno(), 0)
@@ -144,8 +146,8 @@ def test_a_client_that_is_killed_in_the_middle_costs_nothing(broker: BrokerProce
         assert control.supports("announce")
         eventually(lambda: broker.clients() == 1)
         idle.append(broker.descriptors())
-    # From the second time on: what it needs for its work it opens once.
-    assert set(idle[1:]) == {idle[0]}
+    # What it needs for its work it opens once.
+    assert len(set(idle)) == 1
     control.close()
 
 
