@@ -61,6 +61,13 @@ def host_namespace(namespaces: None) -> Iterator[netns.Namespace]:
         yield namespace
 
 
+@pytest.fixture(params=[4, 6])
+def family(request: pytest.FixtureRequest) -> int:
+    """Of ``make_steered``; what is about one of them alone, or takes long, says ``parametrize("family", [4])``."""
+    number: int = request.param
+    return number
+
+
 @pytest.fixture
 def make_pair() -> Iterator[Callable[..., tuple[socket.socket, socket.socket]]]:
     """Connects two sockets of the kernel: (client, server), both in this process."""
@@ -131,24 +138,43 @@ def steered_lab(namespaces: None) -> Iterator[netns.Lab]:
         yield lab
 
 
+@pytest.fixture
+def room_for_options(steered_lab: netns.Lab) -> Iterator[None]:
+    """Linux sends no ADD_ADDR of an IPv6 address with a port beside TCP timestamps: there is no room."""
+    for namespace in (steered_lab.client, steered_lab.server):
+        namespace.sysctl("net.ipv4.tcp_timestamps", 0)
+    yield
+    for namespace in (steered_lab.client, steered_lab.server):
+        namespace.sysctl("net.ipv4.tcp_timestamps", 1)
+
+
 class Steered:
     """Both ends of a connection between two namespaces, each steered and watched by its own side."""
 
     def __init__(
-        self, lab: netns.Lab, client: socket.socket, server: socket.socket, sides: Callable[..., KernelConnection]
+        self,
+        lab: netns.Lab,
+        family: int,
+        client: socket.socket,
+        server: socket.socket,
+        sides: Callable[..., KernelConnection],
     ) -> None:
-        self.lab, self.client_socket, self.server_socket = lab, client, server
+        self.lab, self.family, self.client_socket, self.server_socket = lab, family, client, server
         self.client = sides(client, lab.client, accepted=False)
         self.server = sides(server, lab.server, accepted=True)
         self.port = server.getsockname()[1]
 
-    def local(self, path: int, port: int = 0, family: int = 4) -> Endpoint:
-        """The client's address on a path."""
-        return Endpoint.parse(self.lab.client_address(path, family), port)
+    def local(self, path: int, port: int = 0, family: int = 0) -> Endpoint:
+        """The client's address on a path, of the connection's family or that one."""
+        return Endpoint.parse(self.lab.client_address(path, family or self.family), port)
 
-    def remote(self, path: int, port: int = 0, family: int = 4) -> Endpoint:
+    def remote(self, path: int, port: int = 0, family: int = 0) -> Endpoint:
         """The server's address on a path, with the port it listens on."""
-        return Endpoint.parse(self.lab.server_address(path, family), port or self.port)
+        return Endpoint.parse(self.lab.server_address(path, family or self.family), port or self.port)
+
+    def nowhere(self, port: int = 0) -> Endpoint:
+        """An address that nobody has."""
+        return Endpoint.parse("192.0.2.1" if self.family == 4 else "2001:db8::1", port)
 
     def exchange(self, count: int = 1000) -> None:
         """The connection still carries octets both ways."""
@@ -163,9 +189,9 @@ class Steered:
 
 @pytest.fixture
 def make_steered(
-    steered_lab: netns.Lab, make_pair: Callable[..., tuple[socket.socket, socket.socket]]
+    steered_lab: netns.Lab, make_pair: Callable[..., tuple[socket.socket, socket.socket]], family: int
 ) -> Iterator[Callable[..., Steered]]:
-    """Connects across ``steered_lab``. ``heard``: with the kernel's events; ``privileged``: with the right to steer."""
+    """Connects across ``steered_lab``, in the ``family`` of the test. ``heard``: with the kernel's events; ``privileged``: with the right to steer."""
     made: list[KernelConnection] = []
     monitors: dict[tuple[int, bool, bool], tuple[NetNamespace, Control, Monitor]] = {}
 
@@ -179,7 +205,7 @@ def make_steered(
         return monitors[key]
 
     def make(
-        family: int = 4, *, heard: bool = True, privileged: bool = True, full: bool = True, **options: object
+        family: int = family, *, heard: bool = True, privileged: bool = True, full: bool = True, **options: object
     ) -> Steered:
         for where in (steered_lab.client, steered_lab.server):
             side(where, heard, privileged)  # what happens while connecting is heard of, too
@@ -197,7 +223,7 @@ def make_steered(
             made.append(KernelConnection(sock.fileno(), *side(where, heard, privileged), accepted=accepted))
             return made[-1]
 
-        return Steered(steered_lab, *pair, connection)
+        return Steered(steered_lab, family, *pair, connection)
 
     yield make
     for connection in made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket as std
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,20 +20,21 @@ from mptcp.testing.netns import Lab
 class Ends:
     """A client's stack and a server's; ``connect`` makes a connection over which data has gone both ways."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, family: int) -> None:
         for namespace in (lab.client, lab.server):
             namespace.sysctl("net.mptcp.pm_type", 1)
-        self.lab = lab
+        self.lab, self.family = lab, family
         self.client = KernelStack(namespace=lab.client.fileno())
         self.server = KernelStack(namespace=lab.server.fileno())
-        self.sockets: list[Any] = [self.server.socket(proto=mptcp.IPPROTO_MPTCP)]
+        self.kind = std.AF_INET if family == 4 else std.AF_INET6
+        self.sockets: list[Any] = [self.server.socket(self.kind, proto=mptcp.IPPROTO_MPTCP)]
         self.sockets[0].bind(("", 0))
         self.sockets[0].listen()
 
     def connect(self, prepare: Callable[[Any], None] = lambda sock: None, **arguments: Any) -> tuple[Any, Any]:
-        sock: Any = self.client.socket(proto=mptcp.IPPROTO_MPTCP, **arguments)
+        sock: Any = self.client.socket(self.kind, proto=mptcp.IPPROTO_MPTCP, **arguments)
         prepare(sock)
-        sock.connect((self.lab.server_address(1), self.sockets[0].getsockname()[1]))
+        sock.connect((self.lab.server_address(1, self.family), self.sockets[0].getsockname()[1]))
         accepted = self.sockets[0].accept()[0]
         for one in (sock, accepted):
             one.settimeout(10)
@@ -51,8 +53,8 @@ class Ends:
 
 
 @pytest.fixture
-def ends(lab: Lab) -> Iterator[Ends]:
-    made = Ends(lab)
+def ends(lab: Lab, family: int) -> Iterator[Ends]:
+    made = Ends(lab, family)
     yield made
     made.close()
 
@@ -71,7 +73,7 @@ def test_a_full_mesh_from_the_start(ends: Ends, eventually: Callable[..., None])
     sock, _ = ends.connect(config=ConnectionConfig(path_manager=FullMesh))
     eventually(lambda: len(active(sock)) == 2)
     assert sock.path_manager == "fullmesh"
-    assert {s.local.host for s in active(sock)} == {ends.lab.client_address(1), ends.lab.client_address(2)}
+    assert {s.local.host for s in active(sock)} == {ends.lab.client_address(i, ends.family) for i in (1, 2)}
 
 
 def test_a_path_manager_by_name_during_the_connection(ends: Ends, eventually: Callable[..., None]) -> None:
@@ -98,7 +100,7 @@ def test_hot_standby(ends: Ends, eventually: Callable[..., None]) -> None:
 
 
 def test_a_profile_of_the_policy(ends: Ends, eventually: Callable[..., None]) -> None:
-    server = ends.lab.server_address(1)
+    server = ends.lab.server_address(1, ends.family)
     ends.client.set_policy(mptcp.Policy(rules=(mptcp.Rule(network=server, profile="hot-standby"),)))
     sock, _ = ends.connect()
     eventually(lambda: len(active(sock)) == 2)
@@ -150,5 +152,5 @@ def test_a_dead_path_is_left_at_once(ends: Ends, eventually: Callable[..., None]
     left = 200_000
     while left:
         left -= len(accepted.recv(left))
-    eventually(lambda: {s.local.host for s in active(sock)} == {ends.lab.client_address(2)})
-    assert sock.getsockname()[0] == ends.lab.client_address(1)
+    eventually(lambda: {s.local.host for s in active(sock)} == {ends.lab.client_address(2, ends.family)})
+    assert sock.getsockname()[0] == ends.lab.client_address(1, ends.family)

@@ -149,14 +149,12 @@ def test_full_mesh_joins_every_address_the_peer_announces(
     steered.exchange(200_000)
 
 
-@pytest.mark.parametrize("family", [4, 6])
 def test_what_is_not_possible_yet_waits_for_the_first_data(
     make_steered: Callable[..., Steered],
     manage: Callable[..., ManagedConnection],
     eventually: Callable[..., None],
-    family: int,
 ) -> None:
-    steered = make_steered(family, full=False)
+    steered = make_steered(full=False)
     managed = manage(steered.client, FullMesh(limit=3))
     time.sleep(0.1)
     assert active(steered.client) == 1
@@ -171,7 +169,7 @@ def test_an_address_that_goes_takes_its_subflows_along_and_brings_them_back(
     manage(steered.client, Restore())
     steered.client.open_subflow(steered.local(2), steered.remote(2))
     eventually(lambda: pairs(steered.client) == straight(steered, 1, 2))
-    interface, address = "c2", f"{steered.local(2).host}/24"
+    interface, address = "c2", steered.lab.client_interface(2, steered.family)
     before = steered.lab.server.counters()["MPTcpExtRmAddr"]
     steered.lab.client.ip(f"addr del {address} dev {interface}")
     try:
@@ -181,7 +179,7 @@ def test_an_address_that_goes_takes_its_subflows_along_and_brings_them_back(
         steered.exchange()
         assert steered.lab.server.counters()["MPTcpExtRmAddr"] == before + 1
     finally:
-        steered.lab.client.ip(f"addr add {address} dev {interface}")
+        steered.lab.client.ip(f"addr add {address} dev {interface}{' nodad' if steered.family == 6 else ''}")
     eventually(lambda: pairs(steered.client) == straight(steered, 1, 2))
     steered.exchange(100_000)
 
@@ -197,6 +195,13 @@ def test_a_link_that_goes_down_does_so_too(
         eventually(lambda: pairs(steered.client) == straight(steered, 1))
     finally:
         steered.lab.set_link(2, True, side="client")
+        # A link takes its routes and its IPv6 addresses along.
+        for family, prefix in ((4, 24), (6, 64)):
+            steered.lab.client.ip(
+                f"addr replace {steered.local(2, family=family).host}/{prefix} dev c2",
+                f"route replace default via {steered.remote(2, family=family).host} dev c2 table 2",
+                family=family,
+            )
     eventually(lambda: pairs(steered.client) == straight(steered, 1, 2))
 
 
@@ -283,6 +288,7 @@ def test_the_watchdog_resets_a_dead_subflow_and_the_transfer_goes_on(
         assert reasons[0] == "timeout"
 
 
+@pytest.mark.parametrize("family", [4])
 def test_the_watchdog_leaves_the_last_subflow_alone(
     steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
 ) -> None:
@@ -304,8 +310,11 @@ def test_backup_opens_the_second_path_when_the_first_fails(
     steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
 ) -> None:
     # What leaves from the second address leaves by the second link, whatever it goes to: as with two uplinks.
+    network = "10.77.1.0/24" if steered.family == 4 else "fd77:1::/64"
     steered.lab.client.ip(
-        f"rule add from {steered.local(2).host} lookup 102", "route add 10.77.1.0/24 dev c2 table 102"
+        f"rule add from {steered.local(2).host} lookup 102",
+        f"route add {network} via {steered.remote(2).host} dev c2 table 102",
+        family=steered.family,
     )
     manage(steered.client, Backup(), policy=FailurePolicy())
     assert active(steered.client) == 1
@@ -319,3 +328,6 @@ def test_backup_opens_the_second_path_when_the_first_fails(
         finally:
             steered.lab.heal(1)
         bulk.finish()
+    steered.lab.client.ip(
+        f"rule delete from {steered.local(2).host} lookup 102", "route flush table 102", family=steered.family
+    )
