@@ -37,9 +37,24 @@ def protocol(sock: std.socket) -> int:
     return sock.getsockopt(SOL, std.SO_PROTOCOL)
 
 
-def connected(stack: KernelStack, **arguments: Any) -> tuple[KernelSocket, KernelSocket]:
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener:
-        client: Any = mptcp.create_connection(listener.getsockname(), 5, **arguments)
+@pytest.fixture
+def host(family: int) -> str:
+    """The loopback address of either family."""
+    return "127.0.0.1" if family == 4 else "::1"
+
+
+def kind_of(host: str) -> int:
+    return std.AF_INET6 if ":" in host else std.AF_INET
+
+
+def listening(host: str) -> Any:
+    """Of the stack in use."""
+    return mptcp.create_server((host, 0), family=kind_of(host))
+
+
+def connected(stack: KernelStack, host: str, **arguments: Any) -> tuple[KernelSocket, KernelSocket]:
+    with mptcp.use(stack), listening(host) as listener:
+        client: Any = mptcp.create_connection(listener.getsockname()[:2], 5, **arguments)
         accepted: Any = listener.accept()[0]
         accepted.settimeout(5)
     return client, accepted
@@ -58,8 +73,8 @@ def test_it_is_a_socket_and_data_goes_by_the_c_methods(stack: KernelStack) -> No
         assert "MPTCP" in repr(sock)
 
 
-def test_accept_gives_our_class(stack: KernelStack) -> None:
-    client, accepted = connected(stack)
+def test_accept_gives_our_class(stack: KernelStack, host: str) -> None:
+    client, accepted = connected(stack, host)
     with client, accepted:
         assert type(accepted) is KernelSocket
         assert client.is_multipath
@@ -68,8 +83,8 @@ def test_accept_gives_our_class(stack: KernelStack) -> None:
         assert (client.fallback_reason, accepted.fallback_reason) == ("", "")
 
 
-def test_select_dup_detach_and_passing_descriptors(stack: KernelStack) -> None:
-    client, accepted = connected(stack)
+def test_select_dup_detach_and_passing_descriptors(stack: KernelStack, host: str) -> None:
+    client, accepted = connected(stack, host)
     accepted.sendall(b"abc")
     assert select.select([client], [], [], 5)[0] == [client]
     with client.dup() as copy:
@@ -89,9 +104,9 @@ def test_select_dup_detach_and_passing_descriptors(stack: KernelStack) -> None:
     accepted.close()
 
 
-def test_sendfile(stack: KernelStack, tmp_path: Any) -> None:
+def test_sendfile(stack: KernelStack, tmp_path: Any, host: str) -> None:
     (tmp_path / "file").write_bytes(bytes(range(256)) * 400)
-    client, accepted = connected(stack)
+    client, accepted = connected(stack, host)
     with client, accepted, (tmp_path / "file").open("rb") as file:
         thread = threading.Thread(target=lambda: (client.sendfile(file), client.shutdown(std.SHUT_WR)))
         thread.start()
@@ -101,9 +116,9 @@ def test_sendfile(stack: KernelStack, tmp_path: Any) -> None:
 
 
 # --- where there is no MPTCP ------------------------------------------------------------------------------------------
-def test_without_mptcp_it_is_tcp_and_says_why(stack: KernelStack, host_namespace: Namespace) -> None:
+def test_without_mptcp_it_is_tcp_and_says_why(stack: KernelStack, host_namespace: Namespace, host: str) -> None:
     host_namespace.sysctl("net.mptcp.enabled", 0)
-    client, accepted = connected(stack)
+    client, accepted = connected(stack, host)
     with client, accepted:
         assert (protocol(client), protocol(accepted)) == (6, 6)
         assert not client.is_multipath
@@ -119,10 +134,10 @@ def test_without_mptcp_it_is_tcp_and_says_why(stack: KernelStack, host_namespace
     assert stack.supports("send")
 
 
-def test_a_peer_without_mptcp(stack: KernelStack, host_namespace: Namespace) -> None:
+def test_a_peer_without_mptcp(stack: KernelStack, host_namespace: Namespace, host: str) -> None:
     with host_namespace.entered():
-        listener = std.create_server(("127.0.0.1", 0))
-    with listener, mptcp.use(stack), mptcp.create_connection(listener.getsockname()) as client:
+        listener = std.create_server((host, 0), family=kind_of(host))
+    with listener, mptcp.use(stack), mptcp.create_connection(listener.getsockname()[:2]) as client:
         assert protocol(client) == 262  # type: ignore[arg-type]
         assert not client.is_multipath
         assert client.fallback_reason
@@ -131,10 +146,10 @@ def test_a_peer_without_mptcp(stack: KernelStack, host_namespace: Namespace) -> 
         assert event.kind is mptcp.EventKind.FELL_BACK
 
 
-def test_a_client_without_mptcp(stack: KernelStack, host_namespace: Namespace) -> None:
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener:
+def test_a_client_without_mptcp(stack: KernelStack, host_namespace: Namespace, host: str) -> None:
+    with mptcp.use(stack), listening(host) as listener:
         with host_namespace.entered():
-            client = std.create_connection(listener.getsockname())
+            client = std.create_connection(listener.getsockname()[:2])
         accepted = listener.accept()[0]
         with client, accepted:
             assert not accepted.is_multipath
@@ -142,12 +157,12 @@ def test_a_client_without_mptcp(stack: KernelStack, host_namespace: Namespace) -
 
 
 # --- MPTCP or TCP: the descriptor is replaced -------------------------------------------------------------------------
-def test_a_descriptor_that_becomes_tcp_keeps_its_options_its_mode_and_its_name(stack: KernelStack) -> None:
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener, stack.socket() as sock:
+def test_a_descriptor_that_becomes_tcp_keeps_its_options_its_mode_and_its_name(stack: KernelStack, host: str) -> None:
+    with mptcp.use(stack), listening(host) as listener, stack.socket(kind_of(host)) as sock:
         number = sock.fileno()
         sock.setsockopt(TCP, std.TCP_NODELAY, 1)
         sock.setsockopt(SOL, std.SO_KEEPALIVE, 1)
-        sock.bind(("0.0.0.0", 0))
+        sock.bind(("", 0))
         port = sock.getsockname()[1]
         sock.set_inheritable(True)
         sock.settimeout(3)
@@ -163,22 +178,24 @@ def test_a_descriptor_that_becomes_tcp_keeps_its_options_its_mode_and_its_name(s
         assert "TCP_MULTIPATH_ENABLE" in sock.fallback_reason
 
 
-def test_rules_of_the_policy_decide_at_connect(host_namespace: Namespace) -> None:
-    policy = mptcp.Policy(rules=(mptcp.Rule(network="127.0.0.2", enable=False),))
+@pytest.mark.parametrize(("allowed", "denied"), [("127.0.0.1", "127.0.0.2"), ("::1", "fd00::9")])
+def test_rules_of_the_policy_decide_at_connect(host_namespace: Namespace, allowed: str, denied: str) -> None:
+    host_namespace.ip("addr add fd00::9/128 dev lo nodad")
+    policy = mptcp.Policy(rules=(mptcp.Rule(network=denied, enable=False),))
     stack = KernelStack(namespace=host_namespace.fileno(), policy=policy)
-    with stack, mptcp.use(stack), mptcp.create_server(("", 0)) as listener:
+    with stack, mptcp.use(stack), mptcp.create_server(("", 0), family=kind_of(allowed)) as listener:
         port = listener.getsockname()[1]
-        for host, expected in (("127.0.0.1", True), ("127.0.0.2", False)):
+        for host, expected in ((allowed, True), (denied, False)):
             with mptcp.create_connection((host, port)) as client, listener.accept()[0]:
                 assert client.is_multipath is expected
                 assert ("policy" in client.fallback_reason) is not expected
 
 
-def test_enabled_by_the_program_against_the_policy(host_namespace: Namespace) -> None:
+def test_enabled_by_the_program_against_the_policy(host_namespace: Namespace, host: str) -> None:
     stack = KernelStack(namespace=host_namespace.fileno(), policy=mptcp.Policy(enable=False))
-    with stack, mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener:
+    with stack, mptcp.use(stack), listening(host) as listener:
         for enabled in (None, True):
-            with stack.socket() as sock:
+            with stack.socket(kind_of(host)) as sock:
                 assert protocol(sock) == 6
                 if enabled:
                     sock.setsockopt(TCP, mptcp.TCP_MULTIPATH_ENABLE, 1)
@@ -187,12 +204,12 @@ def test_enabled_by_the_program_against_the_policy(host_namespace: Namespace) ->
                 assert sock.is_multipath is bool(enabled)
 
 
-def test_a_connect_that_failed_can_be_repeated(stack: KernelStack) -> None:
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener, stack.socket(proto=262) as sock:
+def test_a_connect_that_failed_can_be_repeated(stack: KernelStack, host: str) -> None:
+    with mptcp.use(stack), listening(host) as listener, stack.socket(kind_of(host), proto=262) as sock:
         sock.setsockopt(TCP, std.TCP_NODELAY, 1)
         with pytest.raises(ConnectionRefusedError):
-            sock.connect(("127.0.0.1", 1))
-        assert sock.connect_ex(("127.0.0.1", 1)) == errno.ECONNREFUSED
+            sock.connect((host, 1))
+        assert sock.connect_ex((host, 1)) == errno.ECONNREFUSED
         sock.connect(listener.getsockname())
         assert sock.is_multipath
         assert sock.getsockopt(TCP, std.TCP_NODELAY) == 1
@@ -251,8 +268,8 @@ def test_profiles_that_can_be_had(stack: KernelStack) -> None:
     assert not stack.supports("nonsense")
 
 
-def test_a_connection_says_what_can_be_done_with_it(stack: KernelStack, host_namespace: Namespace) -> None:
-    client, accepted = connected(stack)
+def test_a_connection_says_what_can_be_done_with_it(stack: KernelStack, host_namespace: Namespace, host: str) -> None:
+    client, accepted = connected(stack, host)
     with client, accepted:
         assert client.supports("subflows")
         assert not client.supports("set_scheduler")
@@ -263,7 +280,7 @@ def test_a_connection_says_what_can_be_done_with_it(stack: KernelStack, host_nam
         client.sendall(b"?")
         accepted.recv(1)
         with pytest.raises(OSError, match="path_manager=userspace") as caught:
-            client.open_subflow(local=("127.0.0.1", 0))
+            client.open_subflow(local=(host, 0))
         assert caught.value.errno == errno.EOPNOTSUPP
     host_namespace.sysctl("net.mptcp.pm_type", 1)
     assert stack.supports("open_subflow")
@@ -271,13 +288,13 @@ def test_a_connection_says_what_can_be_done_with_it(stack: KernelStack, host_nam
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------------
-def test_tls_keeps_the_interface(stack: KernelStack) -> None:
+def test_tls_keeps_the_interface(stack: KernelStack, host: str) -> None:
     authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("server", key_type=trustme.KeyType.ECDSA).configure_cert(server_context)
     client_context = mptcp.create_default_context()
     authority.configure_trust(client_context)
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener:
+    with mptcp.use(stack), listening(host) as listener:
         found: list[Any] = []
 
         def serve() -> None:
@@ -288,7 +305,7 @@ def test_tls_keeps_the_interface(stack: KernelStack) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        sock: Any = mptcp.create_connection(listener.getsockname(), 5)
+        sock: Any = mptcp.create_connection(listener.getsockname()[:2], 5)
         with client_context.wrap_socket(sock, server_hostname="server") as tls:
             assert isinstance(tls, ssl.SSLSocket)
             assert isinstance(tls, mptcp.KernelSocket)
@@ -302,9 +319,9 @@ def test_tls_keeps_the_interface(stack: KernelStack) -> None:
     assert found == [(mptcp.KernelTlsSocket, True)]
 
 
-def test_closing_the_stack(host_namespace: Namespace) -> None:
+def test_closing_the_stack(host_namespace: Namespace, host: str) -> None:
     stack = KernelStack(namespace=host_namespace.fileno())
-    client, accepted = connected(stack)
+    client, accepted = connected(stack, host)
     client.events()
     stack.close()
     stack.close()
@@ -316,8 +333,9 @@ def test_closing_the_stack(host_namespace: Namespace) -> None:
         assert accepted.recv(2) == b"on"
 
 
-def test_a_child_forked_while_other_threads_work_on_the_connection(stack: KernelStack) -> None:
-    client, accepted = connected(stack)
+@pytest.mark.parametrize("family", [4])  # a lock is a lock
+def test_a_child_forked_while_other_threads_work_on_the_connection(stack: KernelStack, host: str) -> None:
+    client, accepted = connected(stack, host)
     events = client.events()
     stop = threading.Event()
 
@@ -355,8 +373,8 @@ def test_a_child_forked_while_other_threads_work_on_the_connection(stack: Kernel
     assert codes == [0] * 100
 
 
-def test_a_forked_child_does_not_disturb_its_parent(stack: KernelStack) -> None:
-    client, accepted = connected(stack)
+def test_a_forked_child_does_not_disturb_its_parent(stack: KernelStack, host: str) -> None:
+    client, accepted = connected(stack, host)
     events = client.events()
     child = os.fork()
     if not child:
