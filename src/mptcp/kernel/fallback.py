@@ -111,3 +111,8 @@ def difference(counted: Mapping[str, int], before: Mapping[str, int]) -> dict[st
 def fallbacks(counted: Mapping[str, int]) -> int:
     """A figure that grows whenever a connection of the namespace falls back."""
     return sum(value for name, value in counted.items() if "Fallback" in name or "InfiniteMap" in name)
+
+
+def resets(counted: Mapping[str, int]) -> int:
+    """A figure that grows whenever this side resets a subflow of the namespace."""
+    return counted.get("MPRstTx", 0)

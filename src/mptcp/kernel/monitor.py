@@ -28,7 +28,7 @@ from mptcp.kernel import features
 from mptcp.kernel.addresses import AddressChange, AddressWatch, LocalAddress
 from mptcp.kernel.control import Control
 from mptcp.kernel.destroyed import DestroyedSockets
-from mptcp.kernel.fallback import fallbacks
+from mptcp.kernel.fallback import fallbacks, resets
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_events import EventsLost, PmEvent, PmEventKind, PmEventSource
 
@@ -42,7 +42,7 @@ POLL_S: Final = 0.2
 POLL_COST_S: Final = 200e-6
 POLL_SHARE: Final = 0.01
 #: The namespace's counters are looked at every so many seconds, so that it is told within 2 s: no event says that a
-#: connection fell back to TCP.
+#: connection fell back to TCP, nor that the kernel of this side has reset a subflow for what came in on it.
 FALLBACK_S: Final = 1.8
 #: A source of events that failed is asked for again after so many seconds, and up to the second figure.
 RETRY_S: Final = (0.5, 30.0)
@@ -399,7 +399,9 @@ class Monitor:
                 return
             self._later(FALLBACK_S, self._check_fallbacks)
         before, self.counted = self.counted, features.counters(self._namespace)
-        if fallbacks(before) != fallbacks(self.counted):
+        if resets(before) != resets(self.counted):
+            self._tell(self._all(), Overflow())
+        elif fallbacks(before) != fallbacks(self.counted):
             self._tell(self._all(), PollTurn())
 
     # --- inside ------------------------------------------------------------------------------------------------------

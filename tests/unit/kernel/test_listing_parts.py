@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,4 +72,35 @@ def test_reasons_from_counters() -> None:
     assert both.startswith("one of: ")
     assert fallback.PEER_WITHOUT_MPTCP in both
     later = fallback.reason_of_counters({"MPCapableFallbackSYNACK": 2, "DssFallback": 1}, was_multipath=True)
-    assert later.startswith("data came without a mapping")
+    assert later == fallback.NO_MAPPING
+
+
+@pytest.mark.parametrize(
+    ("counted", "causes"),
+    [
+        # As Linux 6.18 counts one fallback: after MP_FAIL of this side, with the peer's infinite mapping and without any,
+        ({"DataCsumErr": 1, "MPFailTx": 1, "MPFailRx": 1, "InfiniteMapRx": 1, "DssFallback": 1}, [fallback.CHECKSUM]),
+        ({"DataCsumErr": 1, "MPFailTx": 1, "MPFailRx": 1, "DssFallback": 1}, [fallback.CHECKSUM]),
+        # for the first data of all, and after the peer's MP_FAIL.
+        ({"DataCsumErr": 1, "DssFallback": 1}, [fallback.CHECKSUM]),
+        ({"MPFailTx": 1, "MPFailRx": 1, "InfiniteMapTx": 1}, ["the peer saw a data checksum fail"]),
+        ({"InfiniteMapRx": 1, "DssFallback": 1}, [fallback.INFINITE_MAPPING]),
+        ({"InfiniteMapRx": 1}, [fallback.INFINITE_MAPPING]),  # before Linux 6.17
+        # A checksum after which a subflow was reset explains no fallback,
+        ({"DataCsumErr": 1, "MPFailTx": 1, "MPRstTx": 1, "DssFallback": 1}, [fallback.NO_MAPPING]),
+        ({"DataCsumErr": 1, "MPFailTx": 1, "MPRstTx": 1}, []),
+        # nor does one explain two.
+        ({"DataCsumErr": 1, "MPFailTx": 1, "DssFallback": 2}, [fallback.CHECKSUM, fallback.NO_MAPPING]),
+        (
+            {"DataCsumErr": 1, "InfiniteMapRx": 2, "DssFallback": 3},
+            [fallback.CHECKSUM, fallback.NO_MAPPING, fallback.INFINITE_MAPPING],
+        ),
+        ({"MPFailRx": 3, "MPRstTx": 2}, []),
+    ],
+)
+def test_reasons_in_the_middle_of_a_connection(counted: dict[str, int], causes: list[str]) -> None:
+    reason = fallback.reason_of_counters(counted, was_multipath=True)
+    if len(causes) > 1:
+        assert reason == f"one of: {'; '.join(causes)} (all have been counted in this namespace)"
+    else:
+        assert reason == (causes or [fallback.UNKNOWN])[0]

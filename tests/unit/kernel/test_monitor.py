@@ -302,6 +302,26 @@ def test_a_fallback_shows_in_the_namespaces_counters(monkeypatch: pytest.MonkeyP
     monitor.close()
 
 
+@pytest.mark.parametrize(("name", "kind"), [("MPCapableDataFallback", PollTurn), ("MPRstTx", Overflow)])
+def test_what_is_counted_before_the_first_look_is_told(
+    monkeypatch: pytest.MonkeyPatch, source: Source, name: str, kind: type[object]
+) -> None:
+    """Once: a fallback, and a subflow that this side has reset."""
+    counted = {"MPCapableDataFallback": 7, "MPRstTx": 7}
+    monkeypatch.setattr(module, "FALLBACK_S", 0.02)
+    monkeypatch.setattr(module.features, "counters", lambda _: dict(counted))
+    monitor = Monitor(NetNamespace(), Giver(source))
+    listener = Listener()
+    monitor.subscribe(1, listener)
+    counted[name] += 1
+    eventually(lambda: listener.heard)
+    looks: list[int] = []
+    monkeypatch.setattr(module.features, "counters", lambda _: looks.append(1) or dict(counted))  # type: ignore[func-returns-value]
+    eventually(lambda: len(looks) > 2)
+    assert [type(heard) for heard in listener.heard] == [kind]
+    monitor.close()
+
+
 def test_polling_takes_no_more_of_a_processor_the_more_connections_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_S", 0.01)
     monkeypatch.setattr(module, "POLL_COST_S", 0.05)
