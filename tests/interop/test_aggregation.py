@@ -1,5 +1,6 @@
 """Two rate-limited paths are used together (``benchmarks/aggregation.py`` prints how well)."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,9 @@ from mptcp.testing.kernel_peer import pattern_sha256
 
 pytestmark = pytest.mark.usefixtures("kernel_mptcp")
 
-SIZE = 16_000_000
+SIZE = 4_000_000
+#: So little that the paths are the limit, also on a machine that is busy with other things.
+RATE_MBIT = 25
 #: What each of two equal paths carries at least, of all octets.
 SHARE = 0.3
 
@@ -20,20 +23,21 @@ def test_both_paths_carry_their_share(make_encounter: Callable[..., Encounter], 
     ours, theirs = SIZE * (direction == "send"), SIZE * (direction == "receive")
     encounter = make_encounter(2)
     for path in (1, 2):
-        encounter.lab.set_rate(path, 100)
+        encounter.lab.set_rate(path, RATE_MBIT)
     exchange, peer = encounter.meet(
         role,
         ours={"send_bytes": ours, "subflows": 2, "end": "hold"},
         kernel={"send_bytes": theirs, "half_close": False},
     )
-    if direction == "receive":
-        exchange.wait_moved(SIZE)
-        carried = [s.bytes_received for s in exchange.sock.subflows()]
-    else:
-        exchange.wait_moved(SIZE)
-        carried = [s.bytes_sent for s in exchange.sock.subflows()]
+    carried: list[int] = []
+    while sum(carried) < SIZE:
+        assert exchange.error is None
+        time.sleep(0.01)
+        subflows = exchange.sock.subflows()
+        carried = [s.bytes_received if direction == "receive" else s.bytes_sent for s in subflows]
+    exchange.wait_moved(SIZE)
     exchange.sock.close()
-    result = peer.result(10)
+    result = peer.result()
     assert len(carried) == 2
     assert min(carried) >= SHARE * SIZE, carried
     if direction == "send":

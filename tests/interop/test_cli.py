@@ -21,6 +21,8 @@ from mptcp.testing.processes import Peer
 SOURCE = Path(__file__).parents[2] / "src"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1"}
 SIZE = 6_000_000
+#: So little that the paths are the limit, also on a machine that is busy with other things.
+RATE_MBIT = 8
 
 
 def mptcp(namespace: Namespace, *arguments: str, cwd: Path) -> "subprocess.Popen[bytes]":
@@ -42,7 +44,7 @@ def links(lab: Lab) -> list[str]:
 
 @pytest.fixture
 def slow_lab(kernel_mptcp: None, make_lab: Callable[..., Lab]) -> Lab:
-    lab = make_lab(2, rate_mbit=(20, 20))
+    lab = make_lab(2, rate_mbit=(RATE_MBIT, RATE_MBIT))
     lab.server.mptcp_limits(subflows=8, add_addr_accepted=8)
     return lab
 
@@ -79,7 +81,7 @@ def test_get_uses_both_paths(slow_lab: Lab, url: str, tmp_path: Path, body: byte
     assert report["is_multipath"] is True
     carried = {row["local"].partition(":")[0]: row["bytes_received"] for row in report["subflows"]}
     assert min(carried[slow_lab.client_address(path)] for path in (1, 2)) > SIZE // 5
-    assert report["goodput_bits_per_second"] > 24e6  # more than either path could carry
+    assert report["goodput_bits_per_second"] > 1.2e6 * RATE_MBIT  # more than either path could carry
     after = slow_lab.server.counters()
     assert after["MPTcpExtMPCapableACKRX"] - before["MPTcpExtMPCapableACKRX"] == 1
     assert after["MPTcpExtMPJoinAckRx"] - before["MPTcpExtMPJoinAckRx"] >= 1
@@ -91,7 +93,7 @@ def test_get_uses_both_paths(slow_lab: Lab, url: str, tmp_path: Path, body: byte
 def test_interrupted_get_is_continued(slow_lab: Lab, url: str, tmp_path: Path, body: bytes) -> None:
     process = mptcp(slow_lab.client, "get", url, *links(slow_lab), "-q", cwd=tmp_path)
     part = tmp_path / "file.bin.part"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (not part.exists() or part.stat().st_size < SIZE // 4) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -138,18 +140,18 @@ def test_serve_to_the_kernel(slow_lab: Lab, tmp_path: Path, body: bytes) -> None
 
 
 def test_demo_with_the_kernel(kernel_mptcp: None, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mptcp", "demo", "--size", "16", "--rates", "60,40", "--json"]
+    command = [sys.executable, "-m", "mptcp", "demo", "--size", "4", "--rates", "15,10", "--json"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr.decode()
     report = json.loads(done.stdout)
     assert report["verified"] is True
     assert "kernel" in report["peer"]
-    assert report["size_bytes"] == 16 << 20
+    assert report["size_bytes"] == 4 << 20
     first, second = report["paths"]
     assert first["was_cut"] is True
-    assert first["bytes_received"] > 2 << 20
-    assert second["bytes_received"] > 4 << 20  # all that was left at the cut, which a busy machine makes late
-    assert first["bytes_received"] + second["bytes_received"] >= 16 << 20
+    assert first["bytes_received"] > 1 << 19
+    assert second["bytes_received"] > 1 << 20  # all that was left at the cut, which a busy machine makes late
+    assert first["bytes_received"] + second["bytes_received"] >= 4 << 20
     assert report["before_cut_bits"] > 1.3 * max(first["alone_bits"], second["alone_bits"])
     assert 0 < report["longest_stall_s"] < 5
     assert report["peer_counters"]["fallbacks"] == 0

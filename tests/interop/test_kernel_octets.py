@@ -35,14 +35,23 @@ capture.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
 capture.setblocking(False)
 packets = []
 
-def collect(seconds):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+def counted():
+    with open("/proc/net/netstat") as file:
+        lines = file.read().splitlines()
+    names, values = next((a, b) for a, b in zip(lines[::2], lines[1::2]) if a.startswith("MPTcpExt:"))
+    return dict(zip(names.split()[1:], map(int, values.split()[1:])))
+
+def collect(counter="", count=0):
+    # until the kernel has counted that, and nothing more has come for a moment
+    until = time.monotonic() + 20
+    quiet = time.monotonic() + 0.05
+    while time.monotonic() < until and (time.monotonic() < quiet or counter and counted()[counter] < count):
         try:
             data, address = capture.recvfrom(1 << 17)
         except BlockingIOError:
             time.sleep(0.002)
             continue
+        quiet = time.monotonic() + 0.05
         if address[2] == socket.PACKET_OUTGOING:
             packets.append(data)
 
@@ -59,7 +68,8 @@ for way in ("alone", "close", "abort"):
     client.connect((first, server.getsockname()[1]))
     peer, _ = server.accept()
     client.sendall(b"q" * 333)
-    collect(0.15)
+    joined = {"alone": 0, "close": 1, "abort": 2}[way]
+    collect("MPJoinAckRx", joined)
     peer.sendall(bytes(range(256)) * 500)
     received = 0
     while received < 128000:
@@ -70,16 +80,17 @@ for way in ("alone", "close", "abort"):
         peer.close()
     elif way == "close":
         run("ip mptcp endpoint change id 7 backup")
-        collect(0.05)
+        collect("MPPrioRx", 1)
         run("ip mptcp endpoint del id 7")
-        collect(0.05)
+        collect("RmAddr", 1)
         client.close()
         peer.close()
     else:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        collect(0.05)
+        collect()
         client.close()
-    collect(0.1)
+        collect("MPFastcloseRx", 1)
+    collect()
 for packet in packets:
     print(packet.hex())
 """

@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 
 from mptcp.core.entropy import Entropy
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
+from mptcp.info import SubflowInfo
 from mptcp.links.base import Link
 from mptcp.links.faults import FaultLink
 from mptcp.links.packet import PacketLink
@@ -38,6 +39,8 @@ PCAP_VARIABLE: Final = "MPTCP_TEST_PCAP"
 PREFIX: Final = "MPTcpExt"
 #: The port on which our listeners listen.
 PORT: Final = 8080
+#: Octets of one mapping of the kernel's, at most.
+MAX_RECORD: Final = 65_535
 
 
 class Encounter:
@@ -193,6 +196,18 @@ class Encounter:
             if difference := value - self._before.get(name, 0):
                 changed[name.removeprefix(PREFIX)] = difference
         return changed
+
+    def is_spared(self, backup: SubflowInfo, before: SubflowInfo | None = None) -> bool:
+        """Whether nothing has gone over it (since ``before``) but what Linux repeats at a backup, too.
+
+        That is what has got no DATA_ACK in time, once for each such occasion; and all, while it has no better subflow that
+        answers. Both happens where this process is kept waiting for a processor.
+        """
+        sent, received = backup.bytes_sent, backup.bytes_received
+        if before is not None:
+            sent, received = sent - before.bytes_sent, received - before.bytes_received
+        counters = self.kernel_counters()
+        return not sent and (received <= MAX_RECORD * counters["MPTCPRetrans"] or counters["SubflowStale"] > 0)
 
     def wait_kernel(self, timeout_s: float = 20.0, **at_least: int) -> Counter[str]:
         """Until the kernel's counters have reached these values; TimeoutError with all that it counted."""

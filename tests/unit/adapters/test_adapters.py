@@ -9,6 +9,7 @@ import asyncio
 import http.server
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -60,7 +61,7 @@ class Httpd(http.server.ThreadingHTTPServer):
 
     def finish(self) -> None:
         self.shutdown()
-        self.thread.join(10)
+        self.thread.join(60)
         self.server_close()
 
 
@@ -87,7 +88,7 @@ def authority_file(authority: Any, tmp_path: Any) -> str:
 
 def run(main: Callable[[], Awaitable[None]], factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             await main()
 
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -103,10 +104,10 @@ def test_requests(stacks: Stacks, httpd: str) -> None:
 
     with mptcp.use(stacks.client), Session() as session:
         for url in (httpd, "http://[fd00::2]:8000/"):
-            answer = session.get(url, timeout=10)
+            answer = session.get(url, timeout=60)
             assert answer.content == BODY
             assert answer.headers["X-Multipath"] == "1"
-            assert session.post(url, data=b"posted", timeout=10).content == b"posted"
+            assert session.post(url, data=b"posted", timeout=60).content == b"posted"
 
 
 def test_requests_tls(stacks: Stacks, httpsd: str, authority_file: str) -> None:
@@ -115,9 +116,9 @@ def test_requests_tls(stacks: Stacks, httpsd: str, authority_file: str) -> None:
     from mptcp.adapters.requests import Session
 
     with mptcp.use(stacks.client), Session() as session:
-        assert session.get(httpsd, verify=authority_file, timeout=10).content == BODY
+        assert session.get(httpsd, verify=authority_file, timeout=60).content == BODY
         with pytest.raises(requests.exceptions.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
-            session.get(httpsd, timeout=10)
+            session.get(httpsd, timeout=60)
 
 
 def test_requests_errors(stacks: Stacks) -> None:
@@ -129,7 +130,7 @@ def test_requests_errors(stacks: Stacks) -> None:
         with stacks.server.socket() as listening:
             listening.bind(("", 9000))  # so that the server's stack has somebody who drives it
             with pytest.raises(requests.exceptions.ConnectionError, match="refused"):
-                session.get("http://10.0.0.2:8001/", timeout=10)
+                session.get("http://10.0.0.2:8001/", timeout=60)
         with pytest.raises(requests.exceptions.ConnectTimeout):
             session.get("http://10.0.0.77:8001/", timeout=0.05)
 
@@ -202,7 +203,7 @@ def test_httpx_errors(stacks: Stacks) -> None:
 
     with mptcp.use(stacks.client), httpx.Client(transport=Transport(), timeout=0.05) as client:
         with pytest.raises(httpx.ConnectError, match="refused"):
-            client.get("http://10.0.0.2:8001/", timeout=10)
+            client.get("http://10.0.0.2:8001/", timeout=60)
         with pytest.raises(httpx.ConnectTimeout):
             client.get("http://10.0.0.77:8001/")
 
@@ -387,11 +388,11 @@ def test_websockets_blocking(
         with connect_sync(url, ssl=client_tls if secure else None) as websocket:
             for message in ("hello", BODY):
                 websocket.send(message)
-                assert websocket.recv(10) == message
+                assert websocket.recv(60) == message
         with pytest.raises(ConnectionRefusedError):
             connect_sync("ws://10.0.0.2:8001/")
     server.shutdown()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -447,7 +448,7 @@ def test_uvicorn_run(stacks: Stacks) -> None:
 
     class Once(adapter.Server):
         async def main_loop(self) -> None:
-            await asyncio.to_thread(stop.wait, 20)
+            await asyncio.to_thread(stop.wait, 100)
 
     def serve() -> None:
         with mptcp.use(stacks.server):
@@ -458,15 +459,17 @@ def test_uvicorn_run(stacks: Stacks) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         with mptcp.use(stacks.client), Session() as session:
-            for _ in range(200):
+            end = time.monotonic() + 30
+            while True:
                 try:
-                    answer = session.get("http://10.0.0.2:8000/", timeout=10)
+                    answer = session.get("http://10.0.0.2:8000/", timeout=30)
                     break
                 except OSError:
-                    stop.wait(0.01)
+                    assert time.monotonic() < end
+                    time.sleep(0.01)
             assert answer.content == BODY
         stop.set()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     finally:
         adapter.Server = original  # type: ignore[misc]

@@ -7,6 +7,7 @@ import asyncio
 import re
 import socket as std
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Servers:
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._main)
         self.thread.start()
-        assert self.started.wait(10)
+        assert self.started.wait(60)
 
     def _main(self) -> None:
         with mptcp.use(self.stacks.server):
@@ -69,7 +70,7 @@ class Servers:
 
     def finish(self) -> None:
         self.loop.call_soon_threadsafe(self.stop.set)
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -100,7 +101,7 @@ def test_a_client_block(stacks: Stacks, servers: Servers, block: str, capsys: py
     code = compile(block, "docs/adapters.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
     async def main() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await eval(code, {})
 
     with mptcp.use(stacks.client):
@@ -130,19 +131,21 @@ def test_the_uvicorn_block(stacks: Stacks, monkeypatch: pytest.MonkeyPatch) -> N
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert served.wait(10)
+    assert served.wait(60)
     with mptcp.use(stacks.client):
-        for _ in range(500):
+        end = time.monotonic() + 30
+        while True:
             try:
-                sock = mptcp.create_connection(("10.0.0.2", 8080), 5)
+                sock = mptcp.create_connection(("10.0.0.2", 8080), 30)
                 break
             except ConnectionRefusedError:
-                served.wait(0)
+                assert time.monotonic() < end
+                time.sleep(0.01)
     with sock:
         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert sock.makefile("rb").read().endswith(GREETING.encode())
     kept[0].should_exit = True
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
