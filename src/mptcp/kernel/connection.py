@@ -257,6 +257,11 @@ class KernelConnection(ConnectionEvents):
                 self.note_usable()
         return self._usable
 
+    def expect_subflows(self) -> None:
+        """Further subflows are going to come, of this side or of the peer: what has to be done before the second one."""
+        with self.lock:
+            self._hold_send_buffer()
+
     def when_usable(self, call: Callable[[], None]) -> None:
         """Calls once, as soon as further subflows are possible: now, or from the monitor's thread. ENOBUFS beyond
         MAX_WISHES callers who wait."""

@@ -190,6 +190,7 @@ class KernelStrategies(AdvancedInterface, KernelAddresses):
         )  # fmt: skip
         for remote in self._remotes:
             managed.note_remote(remote)
+        connection.expect_subflows()
         self._managed = managed
         connection.on_own_close = managed.note_closed
         self._stack.start_managing(managed, connection.token)
