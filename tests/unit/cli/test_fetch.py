@@ -33,7 +33,7 @@ class Script:
     def connector(self, address: tuple[str, int], timeout: float | None) -> socket.socket:
         self.connected.append(address)
         ours, theirs = socket.socketpair()
-        ours.settimeout(5)
+        ours.settimeout(60)
         thread = threading.Thread(target=self._serve, args=(theirs, self.answers.pop(0)))
         thread.start()
         self._threads.append(thread)
@@ -59,7 +59,7 @@ def answer(status: str, body: bytes, *headers: str, length: int | None = None) -
 
 
 def fetch(script: Script, target: Path, **options: object) -> Fetch:
-    return Fetch(URL, target, script.connector, timeout=5, **options)  # type: ignore[arg-type]
+    return Fetch(URL, target, script.connector, timeout=60, **options)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def client(site: Path, lines: list[str]) -> Iterator[Stack]:
 @pytest.fixture
 def ask(client: Stack) -> Ask:
     def ask(method: str = "GET", path: str = "/f.bin", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
-        connection = HttpConnection(SERVER, 80, 5, client.connect)
+        connection = HttpConnection(SERVER, 80, 60, client.connect)
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
         body = response.read()
@@ -109,7 +109,7 @@ def test_listing(ask: Ask) -> None:
 
 
 def test_one_connection_many_requests(client: Stack) -> None:
-    connection = HttpConnection(SERVER, 80, 5, client.connect)
+    connection = HttpConnection(SERVER, 80, 60, client.connect)
     for _ in range(5):
         connection.request("GET", "/f.bin", headers={"Range": "bytes=1-2"})
         assert connection.getresponse().read() == BODY[1:3]
@@ -117,7 +117,7 @@ def test_one_connection_many_requests(client: Stack) -> None:
 
 
 def test_log_lines_have_no_control_characters(ask: Ask, client: Stack, lines: list[str]) -> None:
-    sock = client.connect((SERVER, 80), 5)
+    sock = client.connect((SERVER, 80), 60)
     sock.sendall(b"GET /f.bin?\x1b[31m HTTP/1.0\r\n\r\n")
     while sock.recv(1000):
         pass
@@ -133,11 +133,11 @@ def test_too_many_connections_are_closed(client: Stack, monkeypatch: pytest.Monk
         server = file_server.FileServer(server_stack.listen(80), site, say=lambda line: None)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        held = [stack.connect((SERVER, 80), 5) for _ in range(2)]
+        held = [stack.connect((SERVER, 80), 60) for _ in range(2)]
         for sock in held:
             sock.sendall(b"HEAD /f.bin HTTP/1.1\r\n\r\n")
             assert sock.recv(12) == b"HTTP/1.1 200"
-        third = stack.connect((SERVER, 80), 5)
+        third = stack.connect((SERVER, 80), 60)
         assert third.recv(1) == b""
         for sock in [*held, third]:
             sock.close()
@@ -154,8 +154,8 @@ def test_interrupted_download_continues_with_a_range(client: Stack, tmp_path: Pa
     target = tmp_path / "got"
     url = f"http://{SERVER}/f.bin"
     with pytest.raises(KeyboardInterrupt):
-        Fetch(url, target, client.connect, timeout=5, progress=interrupt).run()
+        Fetch(url, target, client.connect, timeout=60, progress=interrupt).run()
     kept = target.with_name("got.part").stat().st_size
-    result = Fetch(url, target, client.connect, timeout=5).run()
+    result = Fetch(url, target, client.connect, timeout=60).run()
     assert (result.resumed, result.received) == (kept, len(BODY) - kept)
     assert target.read_bytes() == BODY

@@ -21,6 +21,7 @@ from mptcp.kernel.processes import Process
 from mptcp.links.loopback import LoopbackLink
 from mptcp.sockets.create import create_connection, create_server, use
 from mptcp.sockets.user import UserStack
+from mptcp.testing.exchange import wait_until
 
 LOCAL, REMOTE = Endpoint.parse("10.0.0.1", 1000), Endpoint.parse("10.0.0.2", 80)
 
@@ -94,7 +95,7 @@ def test_events_of_a_published_stack(pair: tuple[Any, Any]) -> None:
             sock.close()
         told = []
         for _ in range(100):
-            told += source.read(0.05)
+            told += source.read(0.5)
             if told:
                 break
     assert told[0].event.kind in set(EventKind)
@@ -104,7 +105,14 @@ def test_events_of_a_published_stack(pair: tuple[Any, Any]) -> None:
 
 
 def test_events_command(pair: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    closer = threading.Timer(0.2, lambda: [sock.close() for sock in pair])
+    host = pair[0]._stack.pump.host
+
+    def close_both() -> None:
+        wait_until(lambda: host.observer is not None, 60, "somebody listens")
+        for sock in pair:
+            sock.close()
+
+    closer = threading.Thread(target=close_both)
     closer.start()
     assert app.run(["events", "--stack", "user", "-n", "1", "--json"]) == 0
     closer.join()

@@ -51,7 +51,7 @@ class Two:
         # The path MTU is known, too.
         self.until(lambda: not any(p.sizes for link in self.inbox for p in link._paths.by_address.values()))
 
-    def until(self, done: Callable[[], Any], timeout: float = 5.0) -> None:
+    def until(self, done: Callable[[], Any], timeout: float = 30.0) -> None:
         end = time.monotonic() + timeout
         poller = select.epoll()
         for link in self.inbox:
