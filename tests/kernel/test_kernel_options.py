@@ -7,6 +7,7 @@ import errno
 import select
 import socket as std
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -32,11 +33,26 @@ def stack(host_namespace: Namespace) -> Iterator[KernelStack]:
 
 
 @pytest.fixture
-def silent(host_namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+def host(family: int) -> str:
+    return "127.0.0.1" if family == 4 else "::1"
+
+
+@pytest.fixture
+def kind(family: int) -> int:
+    return std.AF_INET if family == 4 else std.AF_INET6
+
+
+@pytest.fixture
+def silent(host_namespace: Namespace, host: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
     """An address that does not answer, and a clock on which a first SYN is repeated after 20 ms."""
     host_namespace.nft("table inet t { chain c { type filter hook input priority 0; tcp dport 9 drop; }\n}")
     monkeypatch.setattr(kernel_options, "_FIRST_SYN_RTO_S", 0.02)
-    return "127.0.0.1", 9
+    return host, 9
+
+
+def listening(host: str) -> Any:
+    """Of the stack in use."""
+    return mptcp.create_server((host, 0), family=std.AF_INET6 if ":" in host else std.AF_INET)
 
 
 def protocol(sock: std.socket) -> int:
@@ -91,14 +107,25 @@ def test_whatever_tcp_has_and_mptcp_not_is_in_the_table(host_namespace: Namespac
     assert missing == []
 
 
-@pytest.mark.parametrize("entry", REFUSED_BY_LINUX.values(), ids=lambda entry: entry.name)
-def test_what_linux_refuses_on_mptcp_sockets(stack: KernelStack, host_namespace: Namespace, entry: Refusal) -> None:
+#: Options of IPv4 are there on IPv6 sockets, too.
+ON_EITHER_FAMILY = [
+    pytest.param(kind, entry, id=f"{kind.name}-{entry.name}")
+    for kind in (std.AF_INET, std.AF_INET6)
+    for entry in REFUSED_BY_LINUX.values()
+    if kind == std.AF_INET6 or entry.level != std.IPPROTO_IPV6
+]
+
+
+@pytest.mark.parametrize(("kind", "entry"), ON_EITHER_FAMILY)
+def test_what_linux_refuses_on_mptcp_sockets(
+    stack: KernelStack, host_namespace: Namespace, kind: int, entry: Refusal
+) -> None:
     with host_namespace.entered():
-        raw = std.socket(family_of(entry.level), std.SOCK_STREAM, 262)
+        raw = std.socket(kind, std.SOCK_STREAM, 262)
     with raw, pytest.raises(OSError) as caught:  # the kernel itself: the table is true
         raw.setsockopt(entry.level, entry.option, 1)
     number = caught.value.errno
-    with stack.socket(family_of(entry.level), proto=262) as aware:
+    with stack.socket(kind, proto=262) as aware:
         if entry.treatment is Treatment.KEPT or entry.name == "TCP_SYNCNT":
             assert aware.getsockopt(entry.level, entry.option) == entry.default
             aware.setsockopt(entry.level, entry.option, 3)
@@ -111,8 +138,24 @@ def test_what_linux_refuses_on_mptcp_sockets(stack: KernelStack, host_namespace:
         assert protocol(aware) == 262
 
 
-def test_a_program_that_knows_nothing_of_mptcp_gets_tcp_for_what_only_tcp_has(stack: KernelStack) -> None:
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener, stack.socket() as sock:
+def test_options_of_ipv6_are_none_of_an_ipv4_socket(stack: KernelStack) -> None:
+    # Neither has TCP them there: nothing is won by becoming TCP.
+    for proto in (0, 262):
+        with stack.socket(proto=proto) as sock:
+            for option in (std.IPV6_TCLASS, std.IPV6_UNICAST_HOPS, 9999):
+                with pytest.raises(OSError, match="IPv4 has no options of IPv6") as caught:
+                    sock.setsockopt(std.IPPROTO_IPV6, option, 8)
+                assert caught.value.errno == errno.ENOPROTOOPT
+                with pytest.raises(OSError, match="IPv4 has no options of IPv6") as caught:
+                    sock.getsockopt(std.IPPROTO_IPV6, option)
+                assert caught.value.errno == errno.EOPNOTSUPP
+            assert protocol(sock) == 262
+
+
+def test_a_program_that_knows_nothing_of_mptcp_gets_tcp_for_what_only_tcp_has(
+    stack: KernelStack, host: str, kind: int
+) -> None:
+    with mptcp.use(stack), listening(host) as listener, stack.socket(kind) as sock:
         sock.setsockopt(TCP, std.TCP_QUICKACK, 0)
         assert protocol(sock) == 262
         sock.setsockopt(TCP, std.TCP_USER_TIMEOUT, 5000)
@@ -123,21 +166,24 @@ def test_a_program_that_knows_nothing_of_mptcp_gets_tcp_for_what_only_tcp_has(st
         assert sock.fallback_reason == "TCP_USER_TIMEOUT was set, which only TCP has"
 
 
-def test_an_option_in_no_table_is_of_tcp_if_tcp_takes_it(stack: KernelStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(REFUSED_BY_LINUX, (std.IPPROTO_IP, std.IP_TTL))
-    with stack.socket() as sock:
-        sock.setsockopt(std.IPPROTO_IP, std.IP_TTL, 9)
+def test_an_option_in_no_table_is_of_tcp_if_tcp_takes_it(
+    stack: KernelStack, kind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hops = (std.IPPROTO_IP, std.IP_TTL) if kind == std.AF_INET else (std.IPPROTO_IPV6, std.IPV6_UNICAST_HOPS)
+    monkeypatch.delitem(REFUSED_BY_LINUX, hops)
+    with stack.socket(kind) as sock:
+        sock.setsockopt(*hops, 9)
         assert protocol(sock) == 6
-        assert sock.getsockopt(std.IPPROTO_IP, std.IP_TTL) == 9
-    with stack.socket() as sock:
+        assert sock.getsockopt(*hops) == 9
+    with stack.socket(kind) as sock:
         with pytest.raises(OSError, match=r"option 9999 of level 6: Linux has it for no MPTCP socket") as caught:
             sock.setsockopt(TCP, 9999, 1)
         assert caught.value.errno in REFUSALS
         assert protocol(sock) == 262
 
 
-def test_what_was_only_kept_is_set_where_the_descriptor_becomes_tcp(stack: KernelStack) -> None:
-    with stack.socket() as sock:
+def test_what_was_only_kept_is_set_where_the_descriptor_becomes_tcp(stack: KernelStack, kind: int) -> None:
+    with stack.socket(kind) as sock:
         sock.setsockopt(TCP, std.TCP_SYNCNT, 3)
         sock.setsockopt(TCP, std.TCP_NODELAY, 1)
         sock.setsockopt(TCP, std.TCP_USER_TIMEOUT, 5000)
@@ -149,21 +195,26 @@ def test_what_was_only_kept_is_set_where_the_descriptor_becomes_tcp(stack: Kerne
         assert sock.getsockopt(TCP, std.TCP_SYNCNT) == 4
 
 
-def test_the_path_mtu_is_the_smallest_of_the_subflows(stack: KernelStack, host_namespace: Namespace) -> None:
+def test_the_path_mtu_is_the_smallest_of_the_subflows(
+    stack: KernelStack, host_namespace: Namespace, host: str, kind: int
+) -> None:
+    mtu = (std.IPPROTO_IP, 14) if kind == std.AF_INET else (std.IPPROTO_IPV6, 24)
     host_namespace.ip("link set lo mtu 4000")
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener:
-        with mptcp.create_connection(listener.getsockname(), 5) as client, listener.accept()[0]:
-            assert client.getsockopt(std.IPPROTO_IP, 14) == 4000
-        with stack.socket() as sock, pytest.raises(OSError):
-            sock.getsockopt(std.IPPROTO_IP, 14)
+    with mptcp.use(stack), listening(host) as listener:
+        with mptcp.create_connection(listener.getsockname()[:2], 5) as client, listener.accept()[0]:
+            assert client.getsockopt(*mtu) == 4000
+        with stack.socket(kind) as sock:
+            with pytest.raises(OSError) as caught:
+                sock.getsockopt(*mtu)
+            assert caught.value.errno == errno.ENOTCONN
 
 
 # --- TCP_SYNCNT -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("timeout", [None, 30], ids=["blocking", "with a timeout"])
 def test_syn_retries_end_a_connect_that_blocks(
-    stack: KernelStack, silent: tuple[str, int], timeout: float | None
+    stack: KernelStack, silent: tuple[str, int], kind: int, timeout: float | None
 ) -> None:
-    with stack.socket(proto=262) as sock:
+    with stack.socket(kind, proto=262) as sock:
         sock.settimeout(timeout)
         sock.setsockopt(TCP, std.TCP_SYNCNT, 1)
         with pytest.raises(TimeoutError) as caught:
@@ -178,9 +229,9 @@ def test_syn_retries_end_a_connect_that_blocks(
 
 @pytest.mark.parametrize("asked_by", ["SO_ERROR", "SO_ERROR as bytes", "connect", "connect_ex"])
 def test_syn_retries_end_a_connect_that_does_not_block(
-    stack: KernelStack, silent: tuple[str, int], asked_by: str
+    stack: KernelStack, silent: tuple[str, int], host: str, kind: int, asked_by: str
 ) -> None:
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener, stack.socket(proto=262) as sock:
+    with mptcp.use(stack), listening(host) as listener, stack.socket(kind, proto=262) as sock:
         sock.setsockopt(TCP, std.TCP_SYNCNT, 1)
         sock.setblocking(False)
         assert sock.connect_ex(silent) == errno.EINPROGRESS
@@ -205,9 +256,11 @@ def test_syn_retries_end_a_connect_that_does_not_block(
         assert sock.is_multipath
 
 
-def test_syn_retries_leave_a_connection_alone(stack: KernelStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_syn_retries_leave_a_connection_alone(
+    stack: KernelStack, host: str, kind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernel_options, "_FIRST_SYN_RTO_S", 0.02)
-    with mptcp.use(stack), mptcp.create_server(("127.0.0.1", 0)) as listener, stack.socket(proto=262) as sock:
+    with mptcp.use(stack), listening(host) as listener, stack.socket(kind, proto=262) as sock:
         sock.setsockopt(TCP, std.TCP_SYNCNT, 1)
         sock.setblocking(False)
         assert sock.connect_ex(listener.getsockname()) == errno.EINPROGRESS
@@ -220,14 +273,14 @@ def test_syn_retries_leave_a_connection_alone(stack: KernelStack, monkeypatch: p
             assert accepted.recv(1) == b"x"
 
 
-def test_syn_retries_in_an_event_loop(stack: KernelStack, silent: tuple[str, int]) -> None:
+def test_syn_retries_in_an_event_loop(stack: KernelStack, silent: tuple[str, int], kind: int) -> None:
     config = ConnectionConfig(tcp=mptcp.TcpConfig(syn_retries=1))
 
     async def main() -> None:
         with pytest.raises(TimeoutError) as caught:
             await mptcp.open_connection(*silent, config=config)
         assert caught.value.errno == errno.ETIMEDOUT
-        with stack.socket(config=config) as sock:
+        with stack.socket(kind, config=config) as sock:
             sock.setblocking(False)
             with pytest.raises(TimeoutError) as caught:
                 await asyncio.get_running_loop().sock_connect(sock, silent)

@@ -75,6 +75,7 @@ class KernelOptions(KernelStrategies):
 
     def _set_refused(self, level: int, optname: int, value: int | bytes, error: OSError) -> None:
         """With the lock: Linux does not take this option on an MPTCP socket."""
+        opt.check_family(cast(Any, self).family, level)  # TCP would not have it either
         entry = REFUSED_BY_LINUX.get((level, optname))
         if entry is not None and entry.treatment is Treatment.KEPT:
             self._options[level, optname] = opt.to_int(value)
@@ -144,6 +145,7 @@ class KernelOptions(KernelStrategies):
             except OSError as error:
                 if error.errno not in REFUSAL_ERRNOS or not self._is_mptcp_descriptor():
                     raise
+                opt.check_family(cast(Any, self).family, level, errno.EOPNOTSUPP)
                 entry = REFUSED_BY_LINUX.get((level, optname))
                 if entry is None or entry.treatment is Treatment.REFUSED:
                     raise refused(level, optname, error) from None
