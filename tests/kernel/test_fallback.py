@@ -425,6 +425,39 @@ def test_the_command_that_shows_events_names_the_connection(
     assert line(one).endswith(f"{one.local} → {one.remote} fell-back ({fallback.NO_MAPPING})")
 
 
+@pytest.mark.parametrize("source_of", [KernelEvents, ComparedEvents])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_command_that_shows_events_tells_of_a_reset_subflow(
+    single: Lab,
+    meet: Callable[..., Ends],
+    monkeypatch: pytest.MonkeyPatch,
+    source_of: Callable[[NetNamespace], EventSource],
+    way: str,
+) -> None:
+    """Once, at the end that has reset it (of which the kernel tells nothing) as at the other one."""
+    monkeypatch.setattr(event_sources, "FALLBACK_S", 0.1)
+    ends = meet()
+    with source_of(NetNamespace(single.client.fileno())) as source:
+        ends.client.open_subflow(None, (single.client_address(2), 0), backup=True)
+        assert [each.event.kind for each in source.read(PATIENCE_S)] == [EventKind.SUBFLOW_ESTABLISHED]
+        exact(*ends.both)
+        change_payload(single, way)
+        sender, receiver = ends.towards(way)
+        assert carried(sender, receiver, SECRET) == SECRET
+        told: list[Told] = []
+        while not told:
+            told = source.read(PATIENCE_S)
+        assert source.read(0.3) == []
+        assert str(told[0].local) == "{}:{}".format(*ends.client.getsockname())
+        ends.close()
+        told += source.read(PATIENCE_S)
+    reason = "" if source_of is ComparedEvents else "unknown" if way == "to_client" else "reset-6"
+    closed = told[0].event
+    assert (closed.kind, closed.local, closed.remote) == (EventKind.SUBFLOW_CLOSED, told[0].local, told[0].remote)
+    assert closed.reason == reason
+    assert EventKind.SUBFLOW_CLOSED not in {each.event.kind for each in told[1:] if each.event.local == closed.local}
+
+
 def test_the_command_that_lists(single: Lab, meet: Callable[..., Ends], capsys: pytest.CaptureFixture[str]) -> None:
     """The causes are those of connections that were MPTCP; one that never was, in the same namespace, has its own."""
     ends = meet()

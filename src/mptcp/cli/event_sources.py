@@ -16,10 +16,11 @@ from mptcp.core.multipath.events import Event, EventKind
 from mptcp.info import Endpoint, SubflowState
 from mptcp.kernel import features
 from mptcp.kernel.addresses import AddressWatch
-from mptcp.kernel.connection_events import close_reason
+from mptcp.kernel.connection_events import UNKNOWN, close_reason
 from mptcp.kernel.destroyed import DestroyedSockets
-from mptcp.kernel.fallback import difference, fallbacks, reason_of_counters
-from mptcp.kernel.listing import Listing
+from mptcp.kernel.fallback import difference, fallbacks, reason_of_counters, resets
+from mptcp.kernel.layout import ESTABLISHED
+from mptcp.kernel.listing import ListedConnection, Listing
 from mptcp.kernel.monitor import FALLBACK_S
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_events import EventsLost, PmEvent, PmEventKind, PmEventSocket
@@ -100,62 +101,105 @@ class _Addresses:
         return told
 
 
-class _Fallbacks:
-    """Connections that fall back to TCP after their handshake, of which the kernel tells nothing but that it counts them:
-    when it has, sock_diag is asked which it was. Nothing where sock_diag is withheld."""
+_Ends = tuple[Endpoint, Endpoint]
+
+
+class _Unsaid:
+    """What the kernel only counts: that a connection fell back to TCP after its handshake, and that it has itself reset a
+    subflow for what came in on it. When it has, sock_diag is asked which that was; nothing where that is withheld."""
 
     def __init__(self, namespace: NetNamespace) -> None:
         self._namespace = namespace
-        self._listing: Listing | None = None
-        self._told: set[tuple[Endpoint, Endpoint, int]] = set()
         self._counted = features.counters(namespace)
         self.next_look = time.monotonic() + FALLBACK_S
+        self._fallen: set[tuple[_Ends, int]] = set()
+        self._open: dict[int, set[_Ends]] = {}  # subflows by the token of their connection
+        self._told: set[tuple[int, _Ends]] = set()  # closed ones of which the kernel has told nothing, or not yet
+        self._listing: Listing | None = None
         with contextlib.suppress(OSError):
             self._listing = Listing(namespace)
-            self._told = set(self._fallen())
+            for connection in self._listing.read()[0]:
+                self._see(connection)
 
-    def _fallen(self) -> list[tuple[Endpoint, Endpoint, int]]:
-        if self._listing is None:
-            return []
-        infos = [(c, c.socket.info) for c in self._listing.read()[0]]
-        return [
-            (c.local, c.remote, info.token)
-            for c, info in infos
-            if info is not None and info.fell_back and info.key_received
-        ]
+    def _see(self, connection: ListedConnection) -> bool:
+        """Whether it has fallen back."""
+        token = connection.info.token
+        if token and connection.info.is_multipath and len(self._open) < MAX_KNOWN:
+            self._open[token] = _working(connection)
+        info = connection.socket.info
+        if info is None or not info.fell_back or not info.key_received:
+            return False
+        self._open.pop(token, None)
+        self._fallen.add(((connection.local, connection.remote), token))
+        return True
+
+    def is_news(self, event: PmEvent) -> bool:
+        """Keeps what an event of the kernel's says; False if that has been told already."""
+        token, ends = event.token, (event.local, event.remote)
+        if event.kind is PmEventKind.CLOSED:
+            self._open.pop(token, None)
+            self._told = {each for each in self._told if each[0] != token}
+        elif ends[0] is None or ends[1] is None:
+            return True
+        elif event.kind in {PmEventKind.ESTABLISHED, PmEventKind.SUBFLOW_ESTABLISHED}:
+            self._told.discard((token, (ends[0], ends[1])))
+            if token in self._open or len(self._open) < MAX_KNOWN:
+                self._open.setdefault(token, set()).add((ends[0], ends[1]))
+        elif event.kind is PmEventKind.SUBFLOW_CLOSED:
+            self._open.get(token, set()).discard((ends[0], ends[1]))
+            if (token, (ends[0], ends[1])) in self._told:
+                self._told.discard((token, (ends[0], ends[1])))
+                return False
+        return True
 
     def read(self) -> list[Told]:
-        if time.monotonic() < self.next_look:
+        if time.monotonic() < self.next_look or self._listing is None:
             return []
         self.next_look = time.monotonic() + FALLBACK_S
-        before, self._counted = self._counted, features.counters(self._namespace)
-        if fallbacks(before) == fallbacks(self._counted):
+        counted = features.counters(self._namespace)
+        since = difference(counted, self._counted)
+        if not fallbacks(since) and not resets(since):
+            self._counted = counted
             return []
         try:
-            fallen = self._fallen()
+            connections = self._listing.read()[0]
         except OSError:
-            self._counted = before  # once more at the next look
-            return []
-        reason = reason_of_counters(difference(self._counted, before), was_multipath=True)
-        news = [each for each in fallen if each not in self._told]
-        self._told = set(fallen)
-        event = Event(EventKind.FELL_BACK, _clock_us(), reason=reason)
-        return [Told(event, local, remote, token) for local, remote, token in news]
+            return []  # at the next look
+        self._counted = counted
+        told = []
+        before, self._fallen = self._fallen, set()
+        for connection in connections:
+            ends, token = (connection.local, connection.remote), connection.info.token
+            known = self._open.get(token, set()) if connection.info.is_multipath else set()
+            if self._see(connection) and (ends, token) not in before:
+                reason = reason_of_counters(since, was_multipath=True)
+                told.append(Told(Event(EventKind.FELL_BACK, _clock_us(), reason=reason), *ends, token))
+            for gone in known - self._open.get(token, set()):
+                if len(self._told) < MAX_KNOWN:
+                    self._told.add((token, gone))
+                event = Event(EventKind.SUBFLOW_CLOSED, _clock_us(), local=gone[0], remote=gone[1], reason=UNKNOWN)
+                told.append(Told(event, *ends, token))
+        return told
 
     def close(self) -> None:
         if self._listing is not None:
             self._listing.close()
 
 
-class KernelEvents(EventSource):
-    """All that the kernel tells of the connections of a namespace, and fallbacks. PermissionError without CAP_NET_ADMIN."""
+def _working(connection: ListedConnection) -> set[_Ends]:
+    return {(subflow.local, subflow.remote) for subflow in connection.subflows if subflow.state == ESTABLISHED}
 
-    note = "the kernel's events, as they happen; fallbacks to TCP after up to 2 s"
+
+class KernelEvents(EventSource):
+    """All that the kernel tells of the connections of a namespace, and what it only counts. PermissionError without
+    CAP_NET_ADMIN."""
+
+    note = "the kernel's events, as they happen; after up to 2 s: fallbacks to TCP, and subflows that this side resets"
 
     def __init__(self, namespace: NetNamespace) -> None:
         self._events = PmEventSocket(namespace)
         self._addresses = _Addresses(namespace)
-        self._fallbacks = _Fallbacks(namespace)
+        self._unsaid = _Unsaid(namespace)
         self._known: dict[int, tuple[Endpoint, Endpoint]] = {}
         with contextlib.suppress(OSError), Listing(namespace) as listing:
             self._known = {c.info.token: (c.local, c.remote) for c in listing.read()[0] if c.info.token}
@@ -164,9 +208,9 @@ class KernelEvents(EventSource):
         waiting: list[PmEventSocket | AddressWatch] = [self._events]
         if self._addresses.watch is not None:
             waiting.append(self._addresses.watch)
-        pause = max(0.0, min(timeout_s, self._fallbacks.next_look - time.monotonic()))
+        pause = max(0.0, min(timeout_s, self._unsaid.next_look - time.monotonic()))
         if not select.select(waiting, [], [], pause)[0]:
-            return self._fallbacks.read()
+            return self._unsaid.read()
         try:
             events = self._events.read()
         except EventsLost:
@@ -174,7 +218,7 @@ class KernelEvents(EventSource):
                 Told(Event(EventKind.MISSED, _clock_us(), missed=1, reason="events came faster than they were read"))
             ]
         told = [told for event in events if (told := self._told(event)) is not None]
-        return told + self._addresses.read() + self._fallbacks.read()
+        return told + self._addresses.read() + self._unsaid.read()
 
     def _told(self, event: PmEvent) -> Told | None:
         if event.kind in {PmEventKind.CREATED, PmEventKind.ESTABLISHED} and event.local and event.remote:
@@ -184,13 +228,13 @@ class KernelEvents(EventSource):
         local, remote = self._known.get(event.token, (None, None))
         if event.kind is PmEventKind.CLOSED:
             self._known.pop(event.token, None)
-        made = event_of(event)
+        made = event_of(event) if self._unsaid.is_news(event) else None
         return None if made is None else Told(made, local, remote, event.token)
 
     def close(self) -> None:
         _closed(self._events)
         _closed(self._addresses.watch)
-        self._fallbacks.close()
+        self._unsaid.close()
 
 
 _KINDS: Final = {
