@@ -199,6 +199,8 @@ class Supervisor:
         with self._duplicate(caller, fd, notification) as old:
             if not self._is_ours(old):
                 return False
+            if key[0] == options.SOL_IPV6 and old.family == socket.AF_INET:
+                return False  # TCP would not have it either: the kernel says so
             fresh = is_fresh_mptcp(old)
             if key in options.PASSING_WISHES or (key in options.MARKS and not fresh):
                 self._listener.answer(notification.id, 0)

@@ -250,6 +250,24 @@ def test_what_is_only_a_hint_counts_as_done(scene: Callable[..., Scene]) -> None
     assert sum("is ignored" in line for line in stage.said()) == 3
 
 
+@pytest.mark.usefixtures("loopback")
+def test_options_of_ipv6_do_not_cost_an_ipv4_socket_its_mptcp(scene: Callable[..., Scene]) -> None:
+    def work() -> object:
+        fresh, connected = socket.socket(), socket.socket()
+        server = socket.create_server(("127.0.0.1", 0))
+        connected.connect(server.getsockname())
+        errors = []
+        for sock in (fresh, connected):
+            try:
+                sock.setsockopt(*TCLASS, 8)
+            except OSError as error:
+                errors.append(error.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP))
+        return errors, protocol(fresh), protocol(connected)
+
+    stage = scene(work, None, (TCLASS,))
+    assert stage.run() == repr(([True, True], MPTCP, MPTCP))
+
+
 def test_options_of_other_sockets_are_none_of_its_business(scene: Callable[..., Scene]) -> None:
     def work() -> object:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
