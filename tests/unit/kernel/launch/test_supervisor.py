@@ -115,44 +115,64 @@ def test_programs_by_name(scene: Callable[..., Scene]) -> None:
     assert scene(lambda: protocol(socket.socket()), Exceptions.parse(programs=["other"])).run() == str(MPTCP)
 
 
+def kind_of(host: str) -> int:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 @pytest.mark.usefixtures("loopback")
 @pytest.mark.parametrize(
-    ("networks", "ports", "expected"),
-    [(["127.0.0.0/8"], [], TCP), ([], ["1-65535"], TCP), (["10.0.0.0/8"], [], MPTCP), (["::1"], [], MPTCP)],
+    ("host", "networks", "ports", "expected"),
+    [
+        ("127.0.0.1", ["127.0.0.0/8"], [], TCP),
+        ("127.0.0.1", [], ["1-65535"], TCP),
+        ("127.0.0.1", ["10.0.0.0/8"], [], MPTCP),
+        ("127.0.0.1", ["::1"], [], MPTCP),
+        ("::1", ["::/64"], [], TCP),
+        ("::1", [], ["1-65535"], TCP),
+        ("::1", ["fd00::/8"], [], MPTCP),
+        ("::1", ["127.0.0.1"], [], MPTCP),
+        ("::ffff:127.0.0.1", ["127.0.0.0/8"], [], TCP),
+    ],
 )
-def test_destinations(scene: Callable[..., Scene], networks: list[str], ports: list[str], expected: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def test_destinations(
+    scene: Callable[..., Scene], host: str, networks: list[str], ports: list[str], expected: int
+) -> None:
+    with socket.create_server(
+        (host.removeprefix("::ffff:"), 0), family=kind_of(host.removeprefix("::ffff:"))
+    ) as server:
 
         def work() -> object:
-            sock = socket.socket()
-            sock.settimeout(5)
-            sock.connect(server.getsockname())
-            return protocol(sock), sock.getpeername() == server.getsockname(), sock.gettimeout()
+            sock = socket.socket(kind_of(host))
+            sock.settimeout(30)
+            sock.connect((host, server.getsockname()[1]))
+            return protocol(sock), sock.getpeername()[0] == host, sock.gettimeout()
 
-        assert scene(work, Exceptions.parse(networks, ports)).run() == repr((expected, True, 5.0))
+        assert scene(work, Exceptions.parse(networks, ports)).run() == repr((expected, True, 30.0))
 
 
 @pytest.mark.usefixtures("loopback")
-def test_listeners_on_an_excepted_address(scene: Callable[..., Scene]) -> None:
+@pytest.mark.parametrize(("host", "wildcard"), [("127.0.0.1", "0.0.0.0"), ("::1", "::")])
+def test_listeners_on_an_excepted_address(scene: Callable[..., Scene], host: str, wildcard: str) -> None:
     def work() -> object:
-        return [protocol(socket.create_server((address, 0))) for address in ("127.0.0.1", "0.0.0.0")]
+        return [protocol(socket.create_server((each, 0), family=kind_of(host))) for each in (host, wildcard)]
 
-    stage = scene(work, Exceptions.parse(["127.0.0.1"]))
+    stage = scene(work, Exceptions.parse([host]))
     assert stage.run() == repr([TCP, MPTCP])
-    assert any("is TCP now: 127.0.0.1 port 0 is excepted" in line for line in stage.said())
+    assert any(f"is TCP now: {host} port 0 is excepted" in line for line in stage.said())
 
 
 @pytest.mark.usefixtures("loopback")
-def test_a_bound_socket_stays_and_the_user_is_told(scene: Callable[..., Scene]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_bound_socket_stays_and_the_user_is_told(scene: Callable[..., Scene], host: str) -> None:
+    with socket.create_server((host, 0), family=kind_of(host)) as server:
 
         def work() -> object:
-            sock = socket.socket()
-            sock.bind(("0.0.0.0", 0))
+            sock = socket.socket(kind_of(host))
+            sock.bind(("", 0))
             sock.connect(server.getsockname())
             return protocol(sock)
 
-        stage = scene(work, Exceptions.parse(["127.0.0.0/8"]))
+        stage = scene(work, Exceptions.parse([host]))
         assert stage.run() == str(MPTCP)
         assert stage.said()[-1].endswith("it has been bound before")
 
@@ -177,9 +197,10 @@ def test_addresses_in_no_memory_are_the_kernels_business(scene: Callable[..., Sc
 USER_TIMEOUT, QUICKACK, TCLASS = (6, 18), (6, 12), (41, 67)
 
 
-def test_an_option_of_tcp_makes_a_fresh_socket_tcp(scene: Callable[..., Scene]) -> None:
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_an_option_of_tcp_makes_a_fresh_socket_tcp(scene: Callable[..., Scene], family: int) -> None:
     def work() -> object:
-        sock = socket.socket()
+        sock = socket.socket(family)
         sock.setsockopt(*USER_TIMEOUT, 1000)
         return protocol(sock), sock.getsockopt(*USER_TIMEOUT)
 
@@ -189,9 +210,10 @@ def test_an_option_of_tcp_makes_a_fresh_socket_tcp(scene: Callable[..., Scene]) 
 
 
 @pytest.mark.usefixtures("loopback")
-def test_later_the_option_fails_as_the_kernel_says(scene: Callable[..., Scene]) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_later_the_option_fails_as_the_kernel_says(scene: Callable[..., Scene], host: str) -> None:
     def work() -> object:
-        sock = socket.create_server(("127.0.0.1", 0))
+        sock = socket.create_server((host, 0), family=kind_of(host))
         with contextlib.suppress(OSError):
             sock.setsockopt(*USER_TIMEOUT, 1000)
             return "it did not fail"
