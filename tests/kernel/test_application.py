@@ -43,15 +43,16 @@ def test_the_same_program_on_the_kernel(lab: netns.Lab, family: int) -> None:
         return shares
 
     async def limited() -> Any:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             return await main()
 
     client, server = NetNamespace(lab.client.fileno()), NetNamespace(lab.server.fileno())
     with (
         user_space_manager(client),
         user_space_manager(server),
-        KernelStack(namespace=lab.client.fileno(), config=config) as near,
-        KernelStack(namespace=lab.server.fileno(), config=config) as far,
+        # On a busy machine timers run out though no path is dead; what each subflow has carried is to be seen at the end.
+        KernelStack(namespace=lab.client.fileno(), config=config, failure_policy=None) as near,
+        KernelStack(namespace=lab.server.fileno(), config=config, failure_policy=None) as far,
         asyncio.Runner(loop_factory=mptcp.EventLoop) as runner,
     ):
         shares = runner.run(limited())

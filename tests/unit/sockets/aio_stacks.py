@@ -52,7 +52,7 @@ class Stacks:
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(110):
             await main()
 
     asyncio.run(limited())
