@@ -202,6 +202,25 @@ def test_options_apply_to_all_subflows_present_and_future(world: Any) -> None:
     assert any(p.has(MpJoinSyn) for p in after)
 
 
+@pytest.mark.only_on("user", "a subflow of the kernel's has the options of its own family only")
+def test_options_act_on_subflows_of_both_families(world: Any) -> None:
+    world.client_stack_is(config=ConnectionConfig(), server_path_manager=None)
+    client = world.client()
+    both = (world.client_addresses[0], world.other_family_client)
+    client.add_addresses(both)
+    client, accepted = world.connect(client)
+    world.until(lambda: {s.local.host for s in client.subflows() if s.state.value == "active"} == set(both))
+    level = std.IPPROTO_IP if world.family == 4 else std.IPPROTO_IPV6
+    options = (std.IP_TOS, std.IP_TTL) if world.family == 4 else (std.IPV6_TCLASS, std.IPV6_UNICAST_HOPS)
+    for option, value in zip(options, (0x48, 33), strict=True):
+        client.setsockopt(level, option, value)
+    client.set_scheduler("round-robin")
+    before = len(world.wire)
+    world.echo(client, accepted)
+    marked = {(p.header.version, tos(p), p.header.hop_limit) for p in world.wire[before:] if p.outgoing}
+    assert marked == {(4, 0x48, 33), (6, 0x48, 33)}
+
+
 @pytest.mark.needs_support("set_subflow_option")
 def test_no_delay_is_for_the_connection(world: Any) -> None:
     # §4.4.2: "It then SHOULD disable the Nagle algorithm for the MPTCP connection, i.e., all subflows."

@@ -213,6 +213,9 @@ def test_networks() -> None:
     assert not network("10.0.0.0/8").covers(at("11.9.9.9").address)
     assert not network("10.0.0.0/8").covers(at("::1").address)
     assert network("0.0.0.0/0").covers(at("11.9.9.9").address)
+    assert network("2001:db8:1::/48").covers(at("2001:db8:1:9::1").address)
+    assert not network("2001:db8:1::/48").covers(at("2001:db8:2::1").address)
+    assert not network("::/0").covers(at("11.9.9.9").address)
 
 
 # --- what it does to sockets -------------------------------------------------------------------------------------------------
@@ -278,36 +281,42 @@ def test_special_addresses_of_either_side_are_left_out(host: str) -> None:
         assert "join_special_address" not in pair.far.counters
 
 
-def test_off_for_a_destination() -> None:
-    with stacks(Policy(rules=(Rule("10.0.0.2", enable=False),))) as pair:
-        client, accepted = connected(pair, "10.0.0.2", mptcp.IPPROTO_MPTCP)
+HOSTS = pytest.mark.parametrize("host", ["10.0.0.2", "fd00::2"])
+
+
+@pytest.mark.parametrize(("host", "other"), [("10.0.0.2", "fd00::2"), ("fd00::2", "10.0.0.2")])
+def test_off_for_a_destination(host: str, other: str) -> None:
+    with stacks(Policy(rules=(Rule(host, enable=False),))) as pair:
+        client, accepted = connected(pair, host, mptcp.IPPROTO_MPTCP)
         assert not client.is_multipath
         assert client.fallback_reason == "the policy turns MPTCP off for this destination"
         client.close()
         accepted.close()
-        client, accepted = connected(pair, "fd00::2")
+        client, accepted = connected(pair, other)
         assert client.is_multipath
         client.close()
         accepted.close()
 
 
-def test_off_by_default_and_on_by_request() -> None:
+@HOSTS
+def test_off_by_default_and_on_by_request(host: str) -> None:
     with stacks(Policy(enable=False)) as pair:
         for proto, multipath in ((0, False), (mptcp.IPPROTO_MPTCP, True)):
-            client, accepted = connected(pair, "10.0.0.2", proto)
+            client, accepted = connected(pair, host, proto)
             assert client.is_multipath is multipath
             client.close()
             accepted.close()
         pair.near.set_policy(Policy())
-        client, accepted = connected(pair, "10.0.0.2")
+        client, accepted = connected(pair, host)
         assert client.is_multipath
         client.close()
         accepted.close()
 
 
-def test_a_profile_by_destination_and_bounds() -> None:
+@HOSTS
+def test_a_profile_by_destination_and_bounds(host: str) -> None:
     with stacks(Policy(rules=(Rule(ports=(8000,), profile="reliable", max_subflows=1),))) as pair:
-        client, accepted = connected(pair, "10.0.0.2")
+        client, accepted = connected(pair, host)
         assert client.redundancy == "all"
         with pytest.raises(mptcp.PathError, match="limit of 1"):
             client.open_subflow()
@@ -315,10 +324,11 @@ def test_a_profile_by_destination_and_bounds() -> None:
         accepted.close()
 
 
-def test_how_long_failures_are_remembered() -> None:
+@HOSTS
+def test_how_long_failures_are_remembered(host: str) -> None:
     failures = FailureCache()
     Policy(failure_first_us=5 * SECOND, failure_longest_us=8 * SECOND).bound_failures(failures)
-    address = at("10.0.0.1").address
+    address = at(host).address
     failures.failed(address, 0, 0)
     assert failures.should_avoid(address, 0, 5 * SECOND - 1)
     assert not failures.should_avoid(address, 0, 5 * SECOND)
