@@ -1,7 +1,9 @@
-"""What holds for all tests that are drawn by Hypothesis: a run judges the code, not the dice, nor how busy the machine is.
+"""What holds for all tests, however they were started: a run judges the code, not the dice, nor how busy the machine is.
 
-``pytest --hypothesis-profile=random tests/fuzz`` draws others each time.
+``pytest --hypothesis-profile=random tests/fuzz`` draws other examples each time.
 """
+
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -10,3 +12,7 @@ settings.register_profile(
 )
 settings.register_profile("random", settings.get_profile("repeatable"), derandomize=False)
 settings.load_profile("repeatable")
+
+# A shell without job control has its background jobs ignore Ctrl-C, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
