@@ -9,20 +9,29 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+import mptcp
+from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.path_managers.base import PathManager
 from mptcp.core.path_managers.fullmesh import FullMesh
+from mptcp.core.path_managers.ndiffports import Ndiffports
+from mptcp.core.units import MILLISECOND
+from mptcp.info import Endpoint
 from mptcp.kernel import features
 from mptcp.kernel.namespace import NetNamespace
+from mptcp.kernel.path_manager import PathManagerNetlink
 from mptcp.kernel.pm_service import PathManagerService, user_space_manager
 from mptcp.kernel.sockopt import full_info, mptcp_info
 from mptcp.kernel.watchdog import FailurePolicy
+from mptcp.sockets.kernel import KernelStack
 from mptcp.testing import netns
 
 Pair = Callable[..., tuple[socket.socket, socket.socket]]
 Serve = Callable[..., PathManagerService]
+IPPROTO_MPTCP = 262
 
 
 def working(sock: socket.socket) -> set[tuple[str, str]]:
@@ -91,6 +100,73 @@ def test_only_the_addresses_that_were_named(
     client, _ = make_pair(lab.client, lab.server_address(1), server_in=lab.server, bind="")
     eventually(lambda: len(working(client)) == 2)
     assert {local for local, _ in working(client)} == {lab.client_address(1)}
+
+
+def test_nothing_is_opened_twice_beside_a_program_that_manages_its_own(
+    lab: netns.Lab, serve: Serve, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mptcp.kernel.pm_service.HEAD_START_US", 300 * MILLISECOND)
+    said: list[str] = []
+    serve(lab.client, said=said)
+    serve(lab.server)
+    config = ConnectionConfig(path_manager=FullMesh)
+    with KernelStack(namespace=lab.client.fileno(), config=config) as stack, contextlib.ExitStack() as exits:
+        with lab.server.entered():
+            listener = exits.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP))
+        listener.bind(("", 0))
+        listener.listen()
+        for number in range(1, 4):
+            with mptcp.use(stack):
+                client: Any = exits.enter_context(
+                    mptcp.create_connection((lab.server_address(1), listener.getsockname()[1]))
+                )
+            server = exits.enter_context(listener.accept()[0])
+            for sender, receiver in ((client, server), (server, client)):
+                sender.send(b"x")
+                receiver.recv(1)
+            eventually(lambda of=client: len(working(of)) == 4)
+            wishes = 3 * number
+            eventually(lambda many=wishes: sum(line.endswith("somebody else does") for line in said) == many)
+            ends = [(s.local.host, s.remote.host) for s in client.subflows()]
+            assert len(ends) == len(set(ends)) == 4
+
+
+def test_what_others_open_is_what_was_wished_for(
+    lab: netns.Lab, make_pair: Pair, serve: Serve, eventually: Callable[..., None]
+) -> None:
+    """Of three parallel subflows one is opened by the program, in the head start it has."""
+    said: list[str] = []
+    namespace = NetNamespace(lab.client.fileno())
+    commands = PathManagerNetlink(namespace)
+    with user_space_manager(namespace), contextlib.closing(commands):
+        serve(lab.server, None, FailurePolicy())
+        client, _ = make_pair(lab.client, lab.server_address(1), server_in=lab.server, bind="")
+        first = full_info(client.fileno()).subflows[0]
+        serve(lab.client, lambda: Ndiffports(3), said=said)
+        commands.create_subflow(mptcp_info(client.fileno()).token, Endpoint(first.local.address), 0, first.remote)
+        eventually(lambda: any(line.endswith("somebody else does") for line in said))
+        eventually(lambda: sum("opening a subflow" in line for line in said) == 2)
+        eventually(lambda: len(full_info(client.fileno()).subflows) == 3)
+
+
+def test_an_address_whose_id_somebody_else_has_chosen(
+    lab: netns.Lab, make_pair: Pair, serve: Serve, eventually: Callable[..., None]
+) -> None:
+    said: list[str] = []
+    near = serve(lab.client, said=said)
+    client, _ = make_pair(lab.client, lab.server_address(1), server_in=lab.server, bind="")
+    eventually(lambda: len(near) == 1)
+    eventually(lambda: len(working(client)) == 2)
+    with contextlib.closing(PathManagerNetlink(NetNamespace(lab.client.fileno()))) as commands:
+        commands.remove(mptcp_info(client.fileno()).token, 1)
+        eventually(lambda: len(working(client)) == 1)
+        remote = full_info(client.fileno()).subflows[0].remote
+        local = Endpoint.parse(lab.client_address(2))
+        commands.create_subflow(mptcp_info(client.fileno()).token, local, 77, remote)
+        eventually(lambda: len(working(client)) == 2)
+        steering = next(iter(near._connections.values()))._steering
+        steering.open_subflow(local, remote, False)  # under the number 77, not under the one it had
+        eventually(lambda: len(full_info(client.fileno()).subflows) == 3)
 
 
 def test_connections_of_the_in_kernel_manager_are_watched(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from mptcp.errors import PathError
@@ -48,6 +48,25 @@ class AddressIds:
         number = self._by_local.get(local)
         if number is None:
             number = self._by_local[local] = self._free()
+        return number
+
+    def using(self, local: Endpoint, act: Callable[[int], None], learn: Callable[[], None]) -> int:
+        """``act`` with the address's id; where the kernel keeps another one (PathError EEXIST), with that, after ``learn``.
+        The id."""
+        fresh = local not in self._by_local
+        number = self.take(local)
+        try:
+            act(number)
+        except PathError as error:
+            if error.errno != errno.EEXIST:
+                if fresh:
+                    self.give_back(number)
+                raise
+            if number != INITIAL:
+                self.forget(number)
+            learn()
+            number = self.take(local)
+            act(number)
         return number
 
     def learn(self, pairs: Iterable[tuple[Endpoint, int]]) -> None:

@@ -346,21 +346,7 @@ class KernelConnection(ConnectionEvents):
 
     def _with_id(self, local: Endpoint, act: Callable[[int], None]) -> int:
         """``act`` with the address's id; where the kernel keeps another one, with that."""
-        fresh = self._address_ids.get(local) is None
-        number = self._address_ids.take(local)
-        try:
-            act(number)
-        except PathError as error:
-            if error.errno != errno.EEXIST:
-                if fresh:
-                    self._address_ids.give_back(number)
-                raise
-            if number != INITIAL:
-                self._address_ids.forget(number)
-            self._learn_ids()
-            number = self._address_ids.take(local)
-            act(number)
-        return number
+        return self._address_ids.using(local, act, self._learn_ids)
 
     def _withdraw(self, number: int) -> None:
         local = self._address_ids.local(number)

@@ -32,6 +32,7 @@ from mptcp.kernel.connection_events import close_reason
 from mptcp.kernel.layout import ESTABLISHED
 from mptcp.kernel.monitor import HungUp, Monitor, Notice, Overflow, PollTurn, Subscriber
 from mptcp.kernel.pm_events import FLAG_DENY_JOIN_ID0, PmEvent, PmEventKind
+from mptcp.kernel.reading import SUBFLOW_STATES
 from mptcp.kernel.steering import Steering, now_us
 from mptcp.kernel.watchdog import Failing, FailurePolicy, OpenFresh, Reset, Verdict, Watchdog
 
@@ -56,18 +57,32 @@ _GONE: Final = (errno.ENOENT, errno.EINVAL)
 
 
 class _Path:
-    __slots__ = ("info", "is_open", "lost_at")
+    __slots__ = ("copies", "info", "is_open", "is_wished", "lost_at")
 
     def __init__(self, info: PathInfo, is_open: bool, lost_at: int) -> None:
         self.info = info
+        self.copies = 1  # so many were opened between the same addresses, and their local ports are not known yet
         self.is_open = is_open
+        self.is_wished = False  # the path manager has asked for it, whoever has opened it
         self.lost_at = lost_at  # when it counts as lost, if it is not open by then
+
+
+class _Wish:
+    """What the path manager has asked for; ``known``: the numbers of the paths that it knew of then. ``info``: what the
+    path manager sees while a subflow waits to be opened, so that it does not ask again."""
+
+    __slots__ = ("action", "info", "known")
+
+    def __init__(self, action: Action, known: frozenset[int], info: PathInfo | None) -> None:
+        self.action, self.known, self.info = action, known, info
 
 
 class ManagedConnection(Subscriber):
     """One connection under a path manager (None: none) and a watchdog (None: none).
 
     Notices come by ``inbox`` and ``work``; ``turn`` is called when ``next_us`` has come. Any thread may call either.
+    ``head_start_us``: subflows are opened so much later, for the program itself may open them. A subflow that somebody
+    else has opened since the path manager asked for one between its addresses is that one.
     """
 
     def __init__(
@@ -82,6 +97,7 @@ class ManagedConnection(Subscriber):
         denies_join_to_initial: bool = False,
         remotes: Iterable[tuple[int, Endpoint]] = (),
         lock: threading.RLock | None = None,
+        head_start_us: int = 0,
     ) -> None:
         self.inbox: deque[Notice] = deque()
         self.is_over = False
@@ -101,7 +117,8 @@ class ManagedConnection(Subscriber):
         self._next_id = 1
         self._started = False
         self._reasons: dict[tuple[Endpoint, Endpoint], str] = {}  # why this side has closed what is about to close
-        self._pending: list[Action] = []
+        self._head_start_us = head_start_us
+        self._pending: list[_Wish] = []
         self._tries = 0
         self._retry_at = NEVER
         self._moved = (-1, -1)
@@ -197,7 +214,7 @@ class ManagedConnection(Subscriber):
             case PmEventKind.SUBFLOW_ESTABLISHED if local is not None and remote is not None:
                 self._opened((local, remote), event.backup)
                 # A join that succeeded shows that the connection is fully established.
-                self._retry_at = 0 if self._pending else NEVER
+                self._retry_at = min(self._retry_at, now_us() + self._head_start_us) if self._pending else NEVER
             case PmEventKind.SUBFLOW_CLOSED if local is not None and remote is not None:
                 reason = "peer" if event.error == 0 else close_reason(event)
                 self._closed((local, remote), self._reasons.pop((local, remote), reason))
@@ -259,14 +276,22 @@ class ManagedConnection(Subscriber):
             if path is not None:
                 path.info.local = ends[0]
                 self._paths[ends] = path
+                if path.copies > 1:
+                    rest = self._add(expected, path.info.backup)
+                    rest.copies, rest.is_wished = path.copies - 1, True
+                    path.copies = 1
         return path
 
     def _add(self, ends: tuple[Endpoint, Endpoint], backup: bool) -> _Path:
-        info = PathInfo(self._next_id, *ends, backup)
-        self._next_id += 1
+        info = PathInfo(self._number(), *ends, backup)
         path = self._paths[ends] = _Path(info, False, now_us() + CONNECT_TIMEOUT_US)
         self._expected += 1
         return path
+
+    def _number(self) -> int:
+        number = self._next_id
+        self._next_id += 1
+        return number
 
     def _synchronise(self) -> None:
         """Compares with what the kernel lists now."""
@@ -298,7 +323,7 @@ class ManagedConnection(Subscriber):
         if self._manager is None or self.is_over:
             return
         for action in question(self._manager, self._facts())[:MAX_ACTIONS]:
-            self._carry_out(action)
+            self._wish(action)
 
     def _facts(self) -> Facts:
         remotes = [] if self._denies_join else [self.remote]
@@ -309,32 +334,81 @@ class ManagedConnection(Subscriber):
             [endpoint for endpoint in remotes if not is_special(endpoint.address)],
             self.local,
             self.remote,
-            [path.info for path in self._paths.values()],
+            [
+                *(path.info for path in self._paths.values()),
+                *(wish.info for wish in self._pending if wish.info is not None),
+            ],
             now_us(),
         )
 
-    def _carry_out(self, action: Action) -> None:
+    def _carry_out(self, wish: _Wish) -> bool:
+        """Whether it was done here and now."""
+        action = wish.action
         try:
-            self._do(action)
+            if isinstance(action, OpenSubflow) and self._is_fulfilled(wish, action):
+                self._report(f"{_sentence(action)}: somebody else does")
+            else:
+                self._do(action)
+                return True
         except OSError as error:
             # Before data has gone both ways the kernel opens nothing; and what an address family or a port forbids it
             # will never do. The manager hears of what happens as facts.
             if error.errno == errno.EAGAIN and len(self._pending) < MAX_PENDING:
-                self._pending.append(action)
-                if self._retry_at == NEVER:
-                    self._tries = 0
-                    self._retry_at = now_us() + RETRY_US
-                return
+                self._later(wish, RETRY_US)
+                return False
             self.failed_actions += 1
             self._report(f"{_sentence(action)} failed: {error.strerror or error}")
+        return False
+
+    def _wish(self, action: Action) -> None:
+        info = None
+        if isinstance(action, OpenSubflow):
+            info = PathInfo(self._number(), action.local, action.remote, action.backup)
+        wish = _Wish(action, frozenset(path.info.id for path in self._paths.values()), info)
+        if self._head_start_us and isinstance(action, OpenSubflow) and len(self._pending) < MAX_PENDING:
+            self._later(wish, self._head_start_us)
+        else:
+            self._carry_out(wish)
+
+    def _later(self, wish: _Wish, delay_us: int) -> None:
+        self._pending.append(wish)
+        if self._retry_at == NEVER:
+            self._tries = 0
+            self._retry_at = now_us() + delay_us
+
+    def _is_fulfilled(self, wish: _Wish, action: OpenSubflow) -> bool:
+        """Somebody else has opened a subflow between these addresses since it was wished for. OSError: it is over."""
+        if action.local.port:
+            return False
+        between = {
+            ends: path for ends, path in self._paths.items() if _is_between(ends, action.local.address, action.remote)
+        }
+        path = next((p for p in between.values() if p.info.id not in wish.known and not p.is_wished), None)
+        if path is None:
+            listed = [
+                (entry.local, entry.remote)
+                for entry in self._steering.read(fresh=True).subflows
+                if entry.tcp.state in SUBFLOW_STATES
+                and _is_between((entry.local, entry.remote), action.local.address, action.remote)
+            ]
+            if len(listed) <= sum(path.copies for path in between.values()):
+                return False
+            unknown = next(ends for ends in listed if ends not in between)
+            path = self._add(unknown, action.backup)
+        path.is_wished = True
+        return True
 
     def _do(self, action: Action) -> None:
         steering = self._steering
         match action:
             case OpenSubflow(local, remote, backup):
                 steering.open_subflow(local, remote, backup)
-                if self._find((local, remote)) is None:
-                    self._add((local, remote), backup)
+                path = self._find((local, remote))
+                if path is None:
+                    path = self._add((local, remote), backup)
+                else:
+                    path.copies += 1
+                path.is_wished = True
             case CloseSubflow(subflow_id, reset):
                 ends = self._ends(subflow_id)
                 self._reasons[ends] = "local"
@@ -374,8 +448,13 @@ class ManagedConnection(Subscriber):
         pending, self._pending = self._pending, []
         self._tries += 1
         self._retry_at = now + (RETRY_US << self._tries) if self._tries < MAX_RETRIES else NEVER - 1
-        for action in pending:
-            self._carry_out(action)
+        for number, wish in enumerate(pending, 1):
+            done = self._carry_out(wish)
+            if done and self._head_start_us and isinstance(wish.action, OpenSubflow) and not self._pending:
+                # One at a time: what has just been opened may be what the program has been waiting for, too.
+                self._pending = pending[number:]
+                self._tries, self._retry_at = 0, now + self._head_start_us
+                break
         if not self._pending:
             self._retry_at = NEVER
 
@@ -396,7 +475,7 @@ class ManagedConnection(Subscriber):
         if moved != self._moved:
             self._moved = moved
             if self._pending:
-                self._retry_at = min(self._retry_at, now)
+                self._retry_at = min(self._retry_at, now + self._head_start_us)
         manager = self._manager
         if manager is not None and manager.watches_data:
             interval = min(interval, DATA_INTERVAL_US)
@@ -418,8 +497,12 @@ class ManagedConnection(Subscriber):
                     self._attempt(partial(self._steering.close_subflow, *ends, True, "timeout"), *_GONE)
                     self._report(f"reset the subflow from {ends[0]} to {ends[1]}: it timed out, another one works")
                 case OpenFresh() if self.is_client:  # nobody listens where the peer has connected from
-                    backup = path is not None and path.info.backup
-                    self._carry_out(OpenSubflow(Endpoint(ends[0].address, 0), ends[1], backup))
+                    self._attempt(partial(self._open_beside, *ends))
+
+    def _open_beside(self, local: Endpoint, remote: Endpoint) -> None:
+        # On a path that the user wants to be a backup, the fresh subflow is one, too.
+        backup = self._steering.is_backup(local, remote)
+        self._wish(OpenSubflow(Endpoint(local.address, 0), remote, backup))
 
     def _plan(self) -> None:
         """When the next ``turn`` is due."""
@@ -494,6 +577,10 @@ class Managing:
             delay = max(soonest - now_us(), MIN_TICK_US)
             self._tick_at = now_us() + delay
         self._monitor.call_later(delay / SECOND, self._tick)
+
+
+def _is_between(ends: tuple[Endpoint, Endpoint], local: bytes, remote: Endpoint) -> bool:
+    return ends[0].address == local and ends[1] == remote
 
 
 def _on_failing(subflow_id: int, timeouts: int, manager: PathManager, facts: Facts) -> Sequence[Action]:

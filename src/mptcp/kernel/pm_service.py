@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from mptcp.core.path_managers.base import PathManager
+from mptcp.core.units import MILLISECOND
 from mptcp.errors import NotSupportedError
 from mptcp.info import Endpoint
 from mptcp.kernel import features
@@ -24,11 +25,13 @@ from mptcp.kernel.monitor import Monitor, Notice, Overflow, Subscriber
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import PathManagerNetlink
 from mptcp.kernel.pm_events import FLAG_DENY_JOIN_ID0, PmEvent, PmEventKind
-from mptcp.kernel.steering import Snapshot, TokenSteering
+from mptcp.kernel.steering import SNAPSHOT_AGE_US, Snapshot, TokenSteering
 from mptcp.kernel.watchdog import FailurePolicy
 
 #: As many connections are managed at a time; those beyond are left alone, and that is said.
 MAX_CONNECTIONS: Final = 16384
+#: A program that manages its connection itself opens subflows first, and what it opens is seen by then.
+HEAD_START_US: Final = SNAPSHOT_AGE_US + 15 * MILLISECOND
 
 
 class PathManagerService(Subscriber):
@@ -144,7 +147,7 @@ class PathManagerService(Subscriber):
             return
         managed = ManagedConnection(
             steering, manager, self._policy, is_client=is_client, local=local, remote=remote,
-            denies_join_to_initial=denied,
+            denies_join_to_initial=denied, head_start_us=HEAD_START_US,
         )  # fmt: skip
         name = f"{token:08x}"
         managed.on_report = lambda line: self._say(f"{name}: {line}")

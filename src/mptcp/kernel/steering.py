@@ -49,6 +49,10 @@ class Steering(ABC):
     def set_backup(self, local: Endpoint, remote: Endpoint, backup: bool) -> None: ...
 
     @abstractmethod
+    def is_backup(self, local: Endpoint, remote: Endpoint) -> bool:
+        """Whether this subflow is a backup, whoever has said so."""
+
+    @abstractmethod
     def local_addresses(self) -> Sequence[bytes]:
         """What subflows may start from, in order of preference."""
 
@@ -57,8 +61,8 @@ class Steering(ABC):
         """(octets of the stream carried so far, octets written that are not acknowledged yet); cheap. OSError: it is over."""
 
     @abstractmethod
-    def read(self) -> FullInfo:
-        """Everything. OSError: it is over, or plain TCP."""
+    def read(self, fresh: bool = False) -> FullInfo:
+        """Everything; ``fresh``: with what somebody else has opened just now. OSError: it is over, or plain TCP."""
 
 
 def position_of(info: MptcpInfo) -> tuple[int, int]:
@@ -94,6 +98,9 @@ class ConnectionSteering(Steering):
     def set_backup(self, local: Endpoint, remote: Endpoint, backup: bool) -> None:
         self._connection.set_backup(self._number(local, remote), backup)
 
+    def is_backup(self, local: Endpoint, remote: Endpoint) -> bool:
+        return any(s.backup for s in self._connection.subflows() if (s.local, s.remote) == (local, remote))
+
     def local_addresses(self) -> Sequence[bytes]:
         return self._addresses()
 
@@ -101,7 +108,7 @@ class ConnectionSteering(Steering):
         self._check()
         return sockopt.position(self._fd)
 
-    def read(self) -> FullInfo:
+    def read(self, fresh: bool = False) -> FullInfo:
         self._check()
         return sockopt.full_info(self._fd)
 
@@ -127,6 +134,10 @@ class Snapshot:
         self._at_us = -SNAPSHOT_AGE_US
         self._by_token: dict[int, list[DiagSubflow]] = {}
 
+    def renew(self) -> None:
+        """It is too old, whatever its age."""
+        self._at_us = now_us() - SNAPSHOT_AGE_US
+
     def subflows(self, token: int) -> list[DiagSubflow]:
         now = now_us()
         if now - self._at_us >= SNAPSHOT_AGE_US:
@@ -140,7 +151,7 @@ class Snapshot:
 class TokenSteering(Steering):
     """Of any connection of the namespace, by its token: what a service has that does not own the socket."""
 
-    __slots__ = ("_addresses", "_ids", "_path_manager", "_snapshot", "_token")
+    __slots__ = ("_addresses", "_ids", "_initial_local", "_path_manager", "_snapshot", "_token")
 
     def __init__(
         self,
@@ -158,16 +169,27 @@ class TokenSteering(Steering):
         self._snapshot = snapshot
         self._addresses = addresses
         self._ids = AddressIds(initial_local.address)
-        if not steered:
-            return
+        self._initial_local = initial_local
+        if steered:
+            self._learn()
+
+    def _learn(self) -> None:
+        """The ids of addresses that the kernel, or somebody else who steers the connection, has chosen."""
         with explained():
-            self._ids.learn((kept.local, kept.id) for kept in path_manager.addresses(token))
+            self._ids.learn((kept.local, kept.id) for kept in self._path_manager.addresses(self._token))
+
+    def _with_id(self, local: Endpoint, act: Callable[[int], None]) -> None:
+        def attempt(number: int) -> None:
+            with explained():
+                act(number)
+
+        self._ids.using(local, attempt, self._learn)
 
     def open_subflow(self, local: Endpoint, remote: Endpoint, backup: bool) -> None:
-        with explained():
-            self._path_manager.create_subflow(
-                self._token, local, self._ids.take(local), remote, FLAG_BACKUP if backup else 0
-            )
+        flags = FLAG_BACKUP if backup else 0
+        self._with_id(
+            local, lambda number: self._path_manager.create_subflow(self._token, local, number, remote, flags)
+        )
 
     def close_subflow(self, local: Endpoint, remote: Endpoint, reset: bool, reason: str) -> None:
         with explained():
@@ -177,8 +199,7 @@ class TokenSteering(Steering):
                 self._path_manager.destroy_subflow(self._token, local, remote)
 
     def announce(self, local: Endpoint) -> None:
-        with explained():
-            self._path_manager.announce(self._token, local, self._ids.take(local))
+        self._with_id(local, lambda number: self._path_manager.announce(self._token, local, number))
 
     def withdraw(self, address: bytes) -> None:
         with explained():
@@ -190,14 +211,21 @@ class TokenSteering(Steering):
         with explained():
             self._path_manager.set_flags(self._token, local, remote, FLAG_BACKUP if backup else 0)
 
+    def is_backup(self, local: Endpoint, remote: Endpoint) -> bool:
+        subflows = self._snapshot.subflows(self._token)
+        return any(s.backup for s in subflows if (s.local, s.remote) == (local, remote))
+
     def local_addresses(self) -> Sequence[bytes]:
         return self._addresses()
 
     def position(self) -> tuple[int, int]:
         return position_of(self._info())
 
-    def read(self) -> FullInfo:
+    def read(self, fresh: bool = False) -> FullInfo:
         info = self._info()
+        listed = self._snapshot.subflows(self._token)
+        if fresh and len(listed) - any(subflow.local == self._initial_local for subflow in listed) != info.subflows:
+            self._snapshot.renew()
         entries = [
             SubflowEntry(0, subflow.local, subflow.remote, subflow.tcp or TcpInfo.parse(b""))
             for subflow in self._snapshot.subflows(self._token)
