@@ -20,7 +20,9 @@ from mptcp.core.path_managers.ndiffports import Ndiffports
 from mptcp.core.path_managers.on_demand import OnDemand
 from mptcp.core.path_managers.restore import Restore
 from mptcp.kernel.connection import KernelConnection
+from mptcp.kernel.layout import ESTABLISHED
 from mptcp.kernel.managing import ManagedConnection, Managing
+from mptcp.kernel.sockopt import full_info
 from mptcp.kernel.steering import ConnectionSteering
 from mptcp.kernel.watchdog import FailurePolicy
 
@@ -331,3 +333,89 @@ def test_backup_opens_the_second_path_when_the_first_fails(
     steered.lab.client.ip(
         f"rule delete from {steered.local(2).host} lookup 102", "route flush table 102", family=steered.family
     )
+
+
+def silence_data_acks(steered: Steered) -> None:
+    """From now on the server's packets on the first subflow say nothing of the connection: what the client sends there is
+    acknowledged on the subflow, and never on the connection. To Linux that is what it does itself, now and then, when
+    its receiver takes the data but sends no further packet: nothing moves, and the subflow is idle."""
+    (port,) = {s.local.port for s in steered.client.subflows() if s.local.address == steered.local(1).address}
+    ip = "ip" if steered.family == 4 else "ip6"
+    steered.lab.server.nft(
+        "table inet silent {\n"
+        f"chain out {{ type filter hook output priority 0; {ip} daddr {steered.local(1).host} tcp sport {steered.port} "
+        f"tcp dport {port} tcp flags & (syn | fin | rst) == 0 reset tcp option mptcp; }}\n}}"
+    )
+
+
+def unacked(steered: Steered, path: int) -> int:
+    """What is on its way on the client's subflow of a path, in packets."""
+    entries = full_info(steered.client_socket.fileno()).subflows
+    return sum(e.tcp.unacked for e in entries if e.local.address == steered.local(path).address)
+
+
+def speak(steered: Steered) -> None:
+    """Ends ``silence_data_acks``."""
+    steered.lab.server.run("nft", "delete", "table", "inet", "silent", check=False)
+
+
+@pytest.mark.parametrize(("backup", "family"), [(False, 4), (True, 6)])
+def test_a_fresh_subflow_frees_what_is_stuck_after_a_path_died(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None], backup: bool
+) -> None:
+    managed = manage(steered.client, None, policy=FailurePolicy())
+    done: list[str] = []
+    managed.on_report = done.append
+    steered.client.open_subflow(steered.local(2), steered.remote(2))
+    eventually(lambda: active(steered.server) == 2)
+    if backup:
+        (first,) = (s.id for s in steered.client.subflows() if s.local.address == steered.local(1).address)
+        steered.client.set_backup(first, True)
+    with Bulk(steered) as bulk:
+        eventually(lambda: bulk.octets > MIB)
+        steered.lab.blackhole(2)
+        try:
+            eventually(lambda: unacked(steered, 2))
+            silence_data_acks(steered)
+            # The dead subflow is reset; the one that is left is idle, and nothing moves until there is another.
+            eventually(lambda: pairs(steered.client) == straight(steered, 1))
+            eventually(lambda: active(steered.client) == 2)
+            assert pairs(steered.client) == straight(steered, 1)
+            before = bulk.octets
+            eventually(lambda: bulk.octets > before + 4 * MIB)
+            assert done[0].startswith("reset the subflow")
+            assert done[1].startswith(f"opening a {'backup ' * backup}subflow")
+        finally:
+            steered.lab.heal(2)
+            speak(steered)
+        bulk.finish()
+
+
+@pytest.mark.parametrize("family", [4])
+def test_without_one_it_stays_stuck(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    manage(steered.client, None, policy=FailurePolicy(stuck_us=1 << 60))
+    steered.client.open_subflow(steered.local(2), steered.remote(2))
+    eventually(lambda: active(steered.server) == 2)
+    with Bulk(steered) as bulk:
+        eventually(lambda: bulk.octets > MIB)
+        steered.lab.blackhole(2)
+        try:
+            eventually(lambda: unacked(steered, 2))
+            silence_data_acks(steered)
+            eventually(lambda: pairs(steered.client) == straight(steered, 1))
+            seen, since = -1, time.monotonic()
+            deadline = since + 15
+            while time.monotonic() < since + 1:  # nothing moves for a second, once what was under way has arrived
+                assert time.monotonic() < deadline, "it goes on"
+                if bulk.octets != seen:
+                    seen, since = bulk.octets, time.monotonic()
+                time.sleep(0.01)
+            (left,) = (e.tcp for e in full_info(steered.client_socket.fileno()).subflows if e.tcp.state == ESTABLISHED)
+            assert not left.unacked
+            assert not left.notsent_bytes
+        finally:
+            steered.lab.heal(2)
+            speak(steered)
+        bulk.finish()

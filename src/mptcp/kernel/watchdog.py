@@ -1,9 +1,11 @@
-"""What is done about a subflow that died without a word, and about data that the kernel has stopped to send again.
+"""What is done about a subflow that died without a word, and about data that stands still although a subflow works.
 
 The kernel keeps a subflow whose path swallows everything for a quarter of an hour, and sends on it now and then. Here a
 subflow whose retransmission timer has expired while another one works is reset: what it carried goes over the others at
-once. And where a subflow died under load, the kernel may be left with data that it sends again in drops, one fragment at
-a timeout, although a working subflow is idle; a fresh subflow makes it go on.
+once. And where few subflows are left, a transfer may go on in drops, one window at a retransmission of the connection's
+(204 ms), although a working subflow is idle: the peer has acknowledged everything on the subflow but not, by DATA_ACK, on
+the connection. Linux' receiver says so with a packet of its own only now and then; the handshake of a fresh subflow says
+it at once, and with one more subflow there are more packets to say it.
 
 This is judgement only: facts in, verdicts out. ``managing.py`` reads, asks, and carries out.
 """
