@@ -30,6 +30,7 @@ from mptcp.core.path_managers.fullmesh import FullMesh
 from mptcp.core.wire import ip
 from mptcp.core.wire import tcp as tcp_wire
 from mptcp.core.wire.segment import Segment
+from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.links.base import Link, ReceivedPacket
 from mptcp.links.loopback import LoopbackLink
 from mptcp.sockets.kernel import KernelStack
@@ -38,6 +39,8 @@ from mptcp.sockets.user import UserStack
 from mptcp.testing import netns
 
 PORT = 8080
+#: Of the kernel's stacks: on a busy machine a timer runs out though no path is dead, and no subflow is to be missing for it.
+PATIENT = FailurePolicy(timeouts=6)
 
 
 @dataclass(frozen=True)
@@ -440,12 +443,14 @@ class KernelWorld(World):
     def stacks(self) -> tuple[KernelStack, KernelStack]:
         if self._stacks is None:
             # Where none is named, the user-space stack has a full mesh, and the kernel's leaves paths to the namespace.
-            settings = {"config": ConnectionConfig(path_manager=NoPaths), **self._settings}
+            settings = {"config": ConnectionConfig(path_manager=NoPaths), "failure_policy": PATIENT, **self._settings}
             settings["config"] = settings["config"].changed(path_manager=settings["config"].path_manager or FullMesh)
             server = ConnectionConfig(path_manager=settings.pop("server_path_manager", NoPaths) or FullMesh)
             self._stacks = (
                 self.exits.enter_context(KernelStack(namespace=self.near.fileno(), **settings)),
-                self.exits.enter_context(KernelStack(namespace=self.far.fileno(), config=server)),
+                self.exits.enter_context(
+                    KernelStack(namespace=self.far.fileno(), config=server, failure_policy=PATIENT)
+                ),
             )
         return self._stacks
 
