@@ -10,6 +10,8 @@ import pytest
 
 from .aio_stacks import Stacks, echo, run, send
 
+FAMILIES = pytest.mark.parametrize("family", [std.AF_INET, std.AF_INET6], ids=["v4", "v6"])
+
 
 def test_no_thread_is_needed(stacks: Stacks) -> None:
     before = set(threading.enumerate())
@@ -25,8 +27,9 @@ def test_no_thread_is_needed(stacks: Stacks) -> None:
     run(main)
 
 
-def test_the_loop_takes_over_from_the_background_and_gives_back() -> None:
-    stacks = Stacks(background=True)
+@FAMILIES
+def test_the_loop_takes_over_from_the_background_and_gives_back(family: int) -> None:
+    stacks = Stacks(background=True, family=family)
     listening = stacks.server.socket(stacks.family)
     listening.bind((stacks.there, 80))
     listening.listen()
@@ -84,8 +87,9 @@ def test_a_blocking_call_within_the_loop_drives(stacks: Stacks) -> None:
     run(main)
 
 
-def test_two_loops_share_a_stack() -> None:
-    stacks = Stacks(background=True)
+@FAMILIES
+def test_two_loops_share_a_stack(family: int) -> None:
+    stacks = Stacks(background=True, family=family)
     started = threading.Event()
     finish = threading.Event()
 
@@ -119,8 +123,9 @@ def test_two_loops_share_a_stack() -> None:
     stacks.close()
 
 
-def test_blocking_threads_and_a_loop_on_one_stack() -> None:
-    stacks = Stacks(background=True)
+@FAMILIES
+def test_blocking_threads_and_a_loop_on_one_stack(family: int) -> None:
+    stacks = Stacks(background=True, family=family)
     failures: list[BaseException] = []
 
     def client(number: int) -> None:
@@ -157,8 +162,9 @@ def test_blocking_threads_and_a_loop_on_one_stack() -> None:
     stacks.close()
 
 
-def test_a_loop_that_is_closed_without_a_word_is_noticed() -> None:
-    stacks = Stacks(background=True)
+@FAMILIES
+def test_a_loop_that_is_closed_without_a_word_is_noticed(family: int) -> None:
+    stacks = Stacks(background=True, family=family)
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(stacks.serve(echo))
     server.close()
@@ -176,12 +182,12 @@ def test_a_loop_that_is_closed_without_a_word_is_noticed() -> None:
     stacks.close()
 
 
-@pytest.mark.parametrize("backlog", [2000, 100])
-def test_many_connections_echo_and_lose_nothing(backlog: int) -> None:
+@pytest.mark.parametrize(("backlog", "family"), [(2000, std.AF_INET), (100, std.AF_INET6)])
+def test_many_connections_echo_and_lose_nothing(backlog: int, family: int) -> None:
     """2,000 at once, 1 KiB each. All begin in one and the same round of the loop: the link must hold that many SYNs. With
     a small backlog most of those are answered with cookies."""
     count = 2000
-    stacks = Stacks(queue_packets=8 * count)
+    stacks = Stacks(queue_packets=8 * count, family=family)
 
     async def one(number: int) -> None:
         reader, writer = await stacks.open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import socket as std
 from typing import Any
 
 import pytest
@@ -232,8 +233,9 @@ def test_the_stack_closes_under_a_transport(stacks: Stacks) -> None:
     run(main)
 
 
-def test_a_connected_socket_becomes_a_transport() -> None:
-    stacks = Stacks(background=True)
+@pytest.mark.parametrize("family", [std.AF_INET, std.AF_INET6], ids=["v4", "v6"])
+def test_a_connected_socket_becomes_a_transport(family: int) -> None:
+    stacks = Stacks(background=True, family=family)
 
     async def main() -> None:
         await stacks.serve(echo)
