@@ -24,6 +24,7 @@ from mptcp.kernel import features
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import PathManagerNetlink
 from mptcp.kernel.pm_service import PathManagerService, user_space_manager
+from mptcp.kernel.segment_routing import SegmentRoutes
 from mptcp.kernel.sockopt import full_info, mptcp_info
 from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.sockets.kernel import KernelStack
@@ -206,6 +207,11 @@ def test_the_setting_is_put_back(host_namespace: netns.Namespace) -> None:
 
 def test_the_command(lab: netns.Lab, make_pair: Pair, eventually: Callable[..., None]) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # What a program that was killed has left: a rule without a subflow.
+    nobody, segment = Endpoint.parse(lab.client_address(1, 6), 7), Endpoint.parse(lab.server_address(2, 6))
+    left = SegmentRoutes(NetNamespace(lab.client.fileno()))
+    left.add(nobody, Endpoint.parse(lab.server_address(1, 6), 80), [segment.address])
+    assert "proto 109" in lab.client.ip("rule show", family=6)
     running = [
         where.popen(
             sys.executable, "-m", "mptcp", "pm", "--limit", "3", stdout=subprocess.PIPE, env=environment, bufsize=0
@@ -226,5 +232,7 @@ def test_the_command(lab: netns.Lab, make_pair: Pair, eventually: Callable[..., 
         outputs = [process.communicate(timeout=60)[0].decode() for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert "opening a subflow from" in outputs[0]
+    assert "proto 109" not in lab.client.ip("rule show", family=6)
+    left.close()
     assert "announcing" in outputs[1]
     assert features.path_manager(NetNamespace(lab.client.fileno())) == "kernel"

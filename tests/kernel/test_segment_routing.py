@@ -215,17 +215,21 @@ def test_a_child_leaves_the_routes_of_its_parent(lab: Lab, routes: SegmentRoutes
 def test_what_a_killed_process_has_left(lab: Lab, routes: SegmentRoutes, make_pair: Callable[..., Pair]) -> None:
     """Subflows that live keep theirs, and rules of others stay."""
     client, _ = make_pair(lab.client, lab.server_address(1, 6), socket.AF_INET6, server_in=lab.server)
+    plain, _ = make_pair(
+        lab.client, lab.server_address(1, 6), socket.AF_INET6, server_in=lab.server, client_protocol=socket.IPPROTO_TCP
+    )
     segments = [Endpoint.parse(SEGMENT).address]
     remote = Endpoint.parse(lab.server_address(1, 6), 80)
     with SegmentRoutes(NetNamespace(lab.client.fileno())) as other:
         other.add(*ends_of(client), segments)
+        other.add(*ends_of(plain), segments)
         other.add(Endpoint.parse(lab.client_address(1, 6), 7), remote, segments)
         routes.add(Endpoint.parse(lab.client_address(1, 6), 8), remote, segments)
         lab.client.ip("rule add from fd99::1 table 77 protocol 109", family=6)
-        assert len(rules(lab)) == 4
+        assert len(rules(lab)) == 5
         assert routes.remove_orphans() == 1
-        assert len(rules(lab)) == 3
-        assert len(tables(lab)) == 2
+        assert len(rules(lab)) == 4
+        assert len(tables(lab)) == 3
         assert routes.remove_orphans() == 0
 
 
@@ -360,3 +364,27 @@ def test_a_subflow_of_a_connection(
         connection.close()
         assert not rules(lab)
         assert not tables(lab)
+
+
+def test_a_subflow_that_has_to_wait_has_no_rule_before(
+    lab: Lab, make_pair: Callable[..., Pair], eventually: Callable[..., None]
+) -> None:
+    """A rule without a subflow is taken for one that a killed process has left."""
+    namespace = NetNamespace(lab.client.fileno())
+    with contextlib.ExitStack() as exits:
+        control = DirectControl(namespace)
+        exits.callback(control.close)
+        monitor = Monitor(namespace, control)
+        exits.callback(monitor.close)
+        client, server = make_pair(
+            lab.client, lab.server_address(1, 6), socket.AF_INET6, server_in=lab.server, full=False
+        )
+        connection = KernelConnection(client.fileno(), namespace, control, monitor)
+        exits.callback(connection.close)
+        local, segments = Endpoint.parse(lab.client_address(2, 6)), [Endpoint.parse(SEGMENT).address]
+        number = connection.open_subflow(local, connection.initial_remote, segments=segments, wait=True)
+        assert not rules(lab)
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+        eventually(lambda: {s.id for s in connection.subflows() if s.state is SubflowState.ACTIVE} == {1, number})
+        assert len(rules(lab)) == len(tables(lab)) == 1

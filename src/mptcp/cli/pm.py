@@ -20,6 +20,7 @@ from mptcp.info import Endpoint
 from mptcp.kernel import features
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_service import PathManagerService, user_space_manager
+from mptcp.kernel.segment_routing import SegmentRoutes
 from mptcp.kernel.watchdog import FailurePolicy
 
 #: More subflows than the kernel counts would help nobody.
@@ -70,6 +71,10 @@ def pm(
     with contextlib.ExitStack() as exits:
         if factory is not None and exits.enter_context(user_space_manager(namespace)):
             say("net.mptcp.path_manager is userspace now, for connections that begin from now on")
+        if features.segment_routing(namespace):
+            with SegmentRoutes(namespace) as routes:
+                if count := routes.remove_orphans():
+                    say(f"removed {count} rules of Segment Routing, left by a program that was killed")
         service = PathManagerService(namespace, factory, policy, addresses=used, report=say)
         exits.callback(service.close)
         say(f"path manager {manager}{'' if policy is not None else ', no watchdog'}; Ctrl-C ends it")

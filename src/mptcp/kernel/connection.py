@@ -144,8 +144,9 @@ class KernelConnection(ConnectionEvents):
                 if not wait or error.errno != errno.EAGAIN:
                     self._forget_pending(number)
                     raise
+                self._unroute(number)
                 try:
-                    self._wish(lambda: self._create_late(number, local, remote, backup, interface))
+                    self._wish(lambda: self._create_late(number, local, remote, backup, interface, segments))
                 except PathError:
                     self._forget_pending(number)
                     raise
@@ -284,6 +285,9 @@ class KernelConnection(ConnectionEvents):
 
     def note_gone(self, number: int) -> None:
         """With the lock."""
+        self._unroute(number)
+
+    def _unroute(self, number: int) -> None:
         route = self._routed.pop(number, None)
         if route is not None and self._segment_routes is not None:
             with contextlib.suppress(OSError):
@@ -332,12 +336,16 @@ class KernelConnection(ConnectionEvents):
             self._holds_buffer = True
             hold_send_buffer(self._fd, self._namespace)
 
-    def _create_late(self, number: int, local: Endpoint, remote: Endpoint, backup: bool, interface: int) -> None:
+    def _create_late(
+        self, number: int, local: Endpoint, remote: Endpoint, backup: bool, interface: int, segments: Sequence[bytes]
+    ) -> None:
         """As wished for earlier: an error has nobody to go to but the events."""
         with self.lock:
             if self.is_ended:
                 return  # the descriptor may be another socket's by now
             try:
+                if segments:
+                    self._route(number, local, remote, segments, interface)
                 self._create(number, local, remote, backup, interface)
             except OSError as error:
                 self._closing[number] = error.strerror or str(error)

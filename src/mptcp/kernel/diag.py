@@ -188,6 +188,16 @@ class Diag:
                     subflows.append(subflow)
         return subflows
 
+    def tcp_connections(self) -> set[tuple[Endpoint, Endpoint]]:
+        """(local, remote) of every TCP connection, MPTCP or not."""
+        found = set()
+        for family in (AF_INET, AF_INET6):
+            for message in self._listed(_request(family, _IPPROTO_TCP, _OF_SUBFLOWS), "TCP connections"):
+                entry = _entry(message.payload)
+                if entry is not None:
+                    found.add((entry.local, entry.remote))
+        return found
+
     def subflow(self, local: Endpoint, remote: Endpoint, interface: int = 0) -> DiagSubflow | None:
         """The one subflow with these addresses and ports, looked up (whatever the number of sockets); None: no such one."""
         family = AF_INET if len(remote.address) == 4 else AF_INET6

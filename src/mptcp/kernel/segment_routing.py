@@ -15,6 +15,7 @@ import random
 import socket
 import struct
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ TABLES: Final = 1 << 20
 MAX_SEGMENTS: Final = 16
 #: Every packet of the host is compared with every rule.
 MAX_ROUTES: Final = 256
+#: Without a subflow for so long, a rule is nobody's.
+SETTLE_S: Final = 0.5
 
 _RTM_NEWROUTE: Final = 24
 _RTM_DELROUTE: Final = 25
@@ -186,22 +189,29 @@ class SegmentRoutes:
 
     def remove_orphans(self) -> int:
         """Takes away what processes that are gone have left in the namespace: rules with this package's mark whose
-        subflow does not exist. The number of them."""
-        kept = self._own()
+        connection does not exist, now and ``SETTLE_S`` later (a rule is made a moment before its subflow). The number of
+        them."""
+        orphans = self._orphans()
+        if orphans:
+            time.sleep(SETTLE_S)
+            still = self._orphans()
+            orphans = [rule for rule in orphans if rule in still]
+        for rule in orphans:
+            _remove(self._own().netlink, rule)
+        return len(orphans)
+
+    def _orphans(self) -> list[Rule]:
         own = {(route.local, route.remote) for route in self.routes()}
         with Diag(self._namespace) as diag:
-            alive = {(subflow.local, subflow.remote) for subflow in diag.subflows()}
+            alive = diag.tcp_connections()
         alive |= {(Endpoint(local.address), remote) for local, remote in alive}
-        orphans = [
+        return [
             rule
             for rule in self._rules()
             if rule.protocol == PROTOCOL
             and FIRST_TABLE <= rule.table < FIRST_TABLE + TABLES
             and (rule.local, rule.remote) not in alive | own
         ]
-        for rule in orphans:
-            _remove(kept.netlink, rule)
-        return len(orphans)
 
     def supports(self) -> Support:
         """Whether this kernel can, and this process may."""
