@@ -272,20 +272,25 @@ def test_the_watchdog_resets_a_dead_subflow_and_the_transfer_goes_on(
     manage(steered.client, Restore(), policy=FailurePolicy())
     steered.client.open_subflow(steered.local(2), steered.remote(2))
     eventually(lambda: active(steered.server) == 2)
+
+    def timeouts() -> int:
+        return int(steered.lab.client.counters()["TcpExtTCPTimeouts"])
+
     with Bulk(steered) as bulk:
         time.sleep(0.3)
         steered.lab.blackhole(2)
         try:
-            began = time.monotonic()
+            before = timeouts()
             eventually(lambda: pairs(steered.client) == straight(steered, 1))
-            gone_after = time.monotonic() - began
+            gone_after = timeouts() - before
             before = bulk.octets
             eventually(lambda: bulk.octets > before + MIB)
         finally:
             steered.lab.heal(2)
         eventually(lambda: pairs(steered.client) == straight(steered, 1, 2), 60)
         bulk.finish()
-        assert gone_after < 2
+        # The first would do. Linux itself waits for fifteen; how long they take depends on how busy the machine is.
+        assert gone_after <= 5
         reasons = [e.reason for e in iter(steered.client.poll_event, None) if e.kind.value == "subflow-closed"]
         assert reasons[0] == "timeout"
 
