@@ -14,7 +14,7 @@ import json
 import os
 import random
 import socket as std
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from mptcp.cli.event_sources import ComparedEvents, EventSource, KernelEvents, T
 from mptcp.cli.events import line
 from mptcp.core.multipath.config import DEFAULT_CONFIG
 from mptcp.core.multipath.fallback import FallbackReason
+from mptcp.core.path_managers.base import Action, Facts, PathManager
 from mptcp.core.path_managers.fullmesh import FullMesh
 from mptcp.info import Endpoint
 from mptcp.kernel import fallback, features, monitor
@@ -266,6 +267,41 @@ def test_with_a_second_subflow_the_bad_one_is_reset(
         assert sock.fallback_reason == ""
         assert [subflow.id for subflow in sock.subflows()] == [2]
     assert sum(each["DataCsumErr"] for each in counted(single)) == (change is change_payload)
+
+
+class Listening(PathManager):
+    """Keeps what it is told of subflows that have ended."""
+
+    name = "listening"
+
+    def __init__(self) -> None:
+        self.closed: list[tuple[Endpoint, str]] = []
+
+    def on_subflow_closed(self, facts: Facts, local: Endpoint, remote: Endpoint, reason: str) -> Sequence[Action]:
+        self.closed.append((local, reason))
+        return ()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_path_manager_hears_of_the_subflow_that_was_reset(
+    single: Lab, meet: Callable[..., Ends], eventually: Eventually, way: str
+) -> None:
+    """At either end, once."""
+    ends = meet()
+    ends.client.open_subflow(None, (single.client_address(2), 0), backup=True)
+    managers = Listening(), Listening()
+    for sock, manager in zip(ends.both, managers, strict=True):
+        assert sock.events().get(PATIENCE_S).kind is EventKind.SUBFLOW_ESTABLISHED
+        sock.set_path_manager(lambda manager=manager: manager)
+    exact(*ends.both)
+    change_payload(single, way)
+    sender, receiver = ends.towards(way)
+    assert carried(sender, receiver, SECRET) == SECRET
+    for sock, manager in zip(ends.both, managers, strict=True):
+        eventually(lambda manager=manager: manager.closed, PATIENCE_S)
+        assert sock.events().get(PATIENCE_S).kind is EventKind.SUBFLOW_CLOSED
+        reason = "reset-6" if sock is sender else "unknown"
+        assert manager.closed == [(Endpoint.parse(*sock.getsockname()[:2]), reason)]
 
 
 # --- a middlebox that removes options ---------------------------------------------------------------------------------

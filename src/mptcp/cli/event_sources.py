@@ -21,7 +21,7 @@ from mptcp.kernel.destroyed import DestroyedSockets
 from mptcp.kernel.fallback import difference, fallbacks, reason_of_counters, resets
 from mptcp.kernel.layout import ESTABLISHED
 from mptcp.kernel.listing import ListedConnection, Listing
-from mptcp.kernel.monitor import FALLBACK_S
+from mptcp.kernel.monitor import CONFIRM_S, FALLBACK_S
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_events import EventsLost, PmEvent, PmEventKind, PmEventSocket
 from mptcp.kernel.processes import Process
@@ -114,6 +114,7 @@ class _Unsaid:
         self.next_look = time.monotonic() + FALLBACK_S
         self._fallen: set[tuple[_Ends, int]] = set()
         self._open: dict[int, set[_Ends]] = {}  # subflows by the token of their connection
+        self._missing: set[tuple[int, _Ends]] = set()  # those not listed at the last look, and not told
         self._told: set[tuple[int, _Ends]] = set()  # closed ones of which the kernel has told nothing, or not yet
         self._listing: Listing | None = None
         with contextlib.suppress(OSError):
@@ -158,7 +159,7 @@ class _Unsaid:
         self.next_look = time.monotonic() + FALLBACK_S
         counted = features.counters(self._namespace)
         since = difference(counted, self._counted)
-        if not fallbacks(since) and not resets(since):
+        if not fallbacks(since) and not resets(since) and not self._missing:
             self._counted = counted
             return []
         try:
@@ -167,6 +168,7 @@ class _Unsaid:
             return []  # at the next look
         self._counted = counted
         told = []
+        missing, self._missing = self._missing, set()
         before, self._fallen = self._fallen, set()
         for connection in connections:
             ends, token = (connection.local, connection.remote), connection.info.token
@@ -175,10 +177,17 @@ class _Unsaid:
                 reason = reason_of_counters(since, was_multipath=True)
                 told.append(Told(Event(EventKind.FELL_BACK, _clock_us(), reason=reason), *ends, token))
             for gone in known - self._open.get(token, set()):
+                if (token, gone) not in missing:
+                    # Its event may be on its way: it is told if it is still missing in a moment.
+                    self._missing.add((token, gone))
+                    self._open[token].add(gone)
+                    continue
                 if len(self._told) < MAX_KNOWN:
                     self._told.add((token, gone))
                 event = Event(EventKind.SUBFLOW_CLOSED, _clock_us(), local=gone[0], remote=gone[1], reason=UNKNOWN)
                 told.append(Told(event, *ends, token))
+        if self._missing:
+            self.next_look = time.monotonic() + CONFIRM_S
         return told
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from mptcp.kernel.addresses import AddressChange
 from mptcp.kernel.diag import FLAG_BACKUP_REM
 from mptcp.kernel.fallback import CLIENT_WITHOUT_MPTCP, NOT_ASKED
 from mptcp.kernel.layout import ESTABLISHED
-from mptcp.kernel.monitor import HungUp, Monitor, Notice, Overflow, PollTurn, Subscriber
+from mptcp.kernel.monitor import HungUp, Monitor, Notice, Overflow, PollTurn, ResetsCounted, Subscriber
 from mptcp.kernel.pm_events import FLAG_DENY_JOIN_ID0, PmEvent, PmEventKind
 from mptcp.kernel.reading import SUBFLOW_STATES, Reading, Surroundings
 from mptcp.kernel.subflow_ids import SubflowIds
@@ -69,6 +69,7 @@ class ConnectionEvents(Subscriber):
         self._is_news = False
         self._told_established = False
         self._open: dict[int, bool] = {}  # numbers of the subflows told of; whether the peer called them backups
+        self._missing: frozenset[int] | set[int] = frozenset()  # numbers of the told ones that the kernel did not list
         self._pending: dict[int, bool] = {}  # numbers of those this side opens; whether the kernel has been asked
         self._closing: dict[int, str] = {}  # what this side has done to them
         self._remote_addresses: dict[int, Endpoint] = {}
@@ -148,6 +149,8 @@ class ConnectionEvents(Subscriber):
                 self._hung_up(notice.failed)
             case Overflow():
                 self._compare()
+            case ResetsCounted():
+                self._look_for_resets()
             case PollTurn():
                 if self._monitor.is_polling:
                     self._compare()
@@ -261,6 +264,25 @@ class ConnectionEvents(Subscriber):
         self._monitor.note_subflows(
             self.token, self, ((e.local, e.remote) for e in full.subflows if e.tcp.state in SUBFLOW_STATES)
         )
+
+    def _look_for_resets(self) -> None:
+        """Tells of the subflows that were missing at the last look already, and are still not told of."""
+        if not self._was_multipath or self.is_ended:
+            return
+        try:
+            full = sockopt.full_info(self._fd)
+        except NotSupportedError:
+            self._fell_back()
+            return
+        except OSError:
+            return  # it is over, and epoll says so
+        if full.mptcp.token != self.token:
+            return
+        alive = {self.ids.see(entry) for entry in full.subflows if entry.tcp.state in SUBFLOW_STATES}
+        missing = self._open.keys() - alive
+        for number in missing & self._missing:
+            self._gone(number)
+        self._missing = missing - self._missing
 
     def _seen(self, number: int, local: Endpoint, remote: Endpoint) -> None:
         told = self._surroundings.lookup(local, remote)

@@ -30,7 +30,7 @@ from mptcp.info import Endpoint, PathInfo
 from mptcp.kernel.addresses import AddressChange
 from mptcp.kernel.connection_events import close_reason
 from mptcp.kernel.layout import ESTABLISHED
-from mptcp.kernel.monitor import HungUp, Monitor, Notice, Overflow, PollTurn, Subscriber
+from mptcp.kernel.monitor import HungUp, Monitor, Notice, Overflow, PollTurn, ResetsCounted, Subscriber
 from mptcp.kernel.pm_events import FLAG_DENY_JOIN_ID0, PmEvent, PmEventKind
 from mptcp.kernel.reading import SUBFLOW_STATES
 from mptcp.kernel.steering import Steering, now_us
@@ -113,6 +113,7 @@ class ManagedConnection(Subscriber):
         self._denies_join = denies_join_to_initial
         self._remotes: dict[int, Endpoint] = dict(remotes)
         self._paths: dict[tuple[Endpoint, Endpoint], _Path] = {}
+        self._missing: set[tuple[Endpoint, Endpoint]] = set()  # open ones that the kernel did not list
         self._expected = 0  # paths that are not open yet
         self._next_id = 1
         self._started = False
@@ -201,6 +202,8 @@ class ManagedConnection(Subscriber):
                 self._handle_address(notice.local.address, notice.available)
             case Overflow() | PollTurn():
                 self._synchronise()
+            case ResetsCounted():
+                self._synchronise(confirming=True)
             case HungUp():
                 self.is_over = True
 
@@ -293,17 +296,21 @@ class ManagedConnection(Subscriber):
         self._next_id += 1
         return number
 
-    def _synchronise(self) -> None:
-        """Compares with what the kernel lists now."""
+    def _synchronise(self, *, confirming: bool = False) -> None:
+        """Compares with what the kernel lists now. ``confirming``: what is missing counts as closed at the second time."""
         try:
             full = self._steering.read()
         except OSError as error:
             self._end(error)
             return
         there = {(entry.local, entry.remote) for entry in full.subflows if entry.tcp.state == ESTABLISHED}
-        for ends in there:
-            self._opened(ends, False)
-        for ends in [ends for ends, path in self._paths.items() if path.is_open and ends not in there]:
+        if not confirming:
+            for ends in there:
+                self._opened(ends, False)
+        missing = {ends for ends, path in self._paths.items() if path.is_open and ends not in there}
+        gone = missing & self._missing if confirming else missing
+        self._missing = missing - gone
+        for ends in gone:
             self._closed(ends, self._reasons.pop(ends, "unknown"))
 
     def _end(self, error: OSError) -> None:

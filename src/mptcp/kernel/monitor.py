@@ -44,6 +44,8 @@ POLL_SHARE: Final = 0.01
 #: The namespace's counters are looked at every so many seconds, so that it is told within 2 s: no event says that a
 #: connection fell back to TCP, nor that the kernel of this side has reset a subflow for what came in on it.
 FALLBACK_S: Final = 1.8
+#: Whether a subflow is gone without a word shows so many seconds later: in good order its event comes sooner.
+CONFIRM_S: Final = 0.1
 #: A source of events that failed is asked for again after so many seconds, and up to the second figure.
 RETRY_S: Final = (0.5, 30.0)
 
@@ -56,6 +58,11 @@ _log = logging.getLogger("mptcp.kernel")
 
 class Overflow:
     """Events are missing: what holds now has to be read."""
+
+
+class ResetsCounted:
+    """This side has reset subflows. The kernel tells nothing of those it resets itself; of others it may be about to: what
+    is gone at two of these in a row, and not told, will not be."""
 
 
 class PollTurn:
@@ -71,7 +78,7 @@ class HungUp:
         self.failed = failed
 
 
-Notice = PmEvent | AddressChange | Overflow | PollTurn | HungUp
+Notice = PmEvent | AddressChange | Overflow | ResetsCounted | PollTurn | HungUp
 
 
 class Subscriber(ABC):
@@ -400,9 +407,13 @@ class Monitor:
             self._later(FALLBACK_S, self._check_fallbacks)
         before, self.counted = self.counted, features.counters(self._namespace)
         if resets(before) != resets(self.counted):
-            self._tell(self._all(), Overflow())
+            self._tell(self._all(), ResetsCounted())
+            self.call_later(CONFIRM_S, self._confirm_resets)
         elif fallbacks(before) != fallbacks(self.counted):
             self._tell(self._all(), PollTurn())
+
+    def _confirm_resets(self) -> None:
+        self._tell(self._all(), ResetsCounted())
 
     # --- inside ------------------------------------------------------------------------------------------------------
     def _tell(self, subscribers: Iterable[Subscriber], notice: Notice) -> None:
