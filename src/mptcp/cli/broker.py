@@ -61,8 +61,11 @@ def _serve(rules: Policy, policy: Path | None, path: Path, user: str) -> None:
     activated = systemd.activated_socket()
     try:
         listener = activated or service.listen(path)
-    except PermissionError as error:
-        text = f"{error.filename or path}: {error.strerror}: run it as root, or name another place with --socket"
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM}:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror}: run it as root, or name another place with --socket"
         raise PermissionError(error.errno, text) from None
     try:
         kept = privileges.drop(user=user)

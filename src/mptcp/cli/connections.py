@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -100,8 +101,10 @@ class Stack(StackInUse):
         return shown(self.user_stack, program)
 
     def close(self) -> None:
-        self.user_stack.close(DRAIN_S)
-        self._exits.close()
+        try:
+            self.user_stack.close(DRAIN_S)
+        finally:
+            self._exits.close()
 
 
 def stack_on(
@@ -124,7 +127,8 @@ def open_stack(specs: Sequence[LinkSpec], *, pcap: Path | None = None, backup: S
         specs = [_loopback_spec(specs[0], ours) for ours, _ in LOOPBACK_ADDRESSES]
     config = _config(specs, backup)
     with contextlib.ExitStack() as exits:
-        writer = exits.enter_context(_writer(pcap)) if pcap is not None else None
+        kept = exits.enter_context(contextlib.ExitStack())  # what ends with the stack
+        writer = kept.enter_context(capture(pcap)) if pcap is not None else None
         links: list[Link] = []
         far: list[Link] = []
         for spec in specs:
@@ -134,21 +138,26 @@ def open_stack(specs: Sequence[LinkSpec], *, pcap: Path | None = None, backup: S
                 far.append(other)
                 exits.callback(other.close)
             links.append(PcapLink(link, writer) if writer is not None else link)
-        served = contextlib.ExitStack()
         if far:
-            served.enter_context(_served(far, Path(specs[0].name)))
-        if writer is not None:
-            served.callback(writer.close)
+            kept.enter_context(_served(far, Path(specs[0].name)))
         stack = stack_on(links, [[str(address) for address in spec.addresses] for spec in specs], config)
         exits.pop_all()  # from here on the stack closes its links
-        return Stack(stack.user_stack, stack.addresses, served)
+        return Stack(stack.user_stack, stack.addresses, kept)
 
 
-def _writer(path: Path) -> PcapWriter:
+@contextlib.contextmanager
+def capture(path: Path) -> Iterator[PcapWriter]:
+    """What ``--pcap`` writes. ConfigurationError if there can be no such file; one that ends early is said at the end."""
     try:
-        return PcapWriter(path)
+        writer = PcapWriter(path)
     except OSError as error:
         raise ConfigurationError(f"--pcap {path}: {error.strerror}") from None
+    try:
+        yield writer
+    finally:
+        writer.close()
+        if writer.failure is not None:
+            print(f"mptcp: --pcap {path} is not complete: {writer.failure.strerror}", file=sys.stderr)
 
 
 def _config(specs: Sequence[LinkSpec], backup: Sequence[str]) -> ConnectionConfig:

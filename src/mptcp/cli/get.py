@@ -70,7 +70,8 @@ def get(
             print(f"mptcp: interrupted; {transfer.leftover()}", file=sys.stderr)
             raise typer.Exit(status_of(interruption)) from None
         except OSError as error:
-            print(f"mptcp: {error.strerror or error}; {transfer.leftover()}", file=sys.stderr)
+            what = f"{error.filename}: " if error.filename else ""
+            print(f"mptcp: {what}{error.strerror or error}; {transfer.leftover()}", file=sys.stderr)
             raise typer.Exit(1) from None
     if as_json:
         print(json.dumps(transfer.report()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -65,10 +67,15 @@ class KernelInUse(StackInUse):
             return create_connection(address, timeout)
 
     def listen(self, port: int) -> AnySocket:
-        with use(self.kernel_stack):
-            if socket.has_dualstack_ipv6():
-                return create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-            return create_server(("0.0.0.0", port))
+        try:
+            with use(self.kernel_stack):
+                if socket.has_dualstack_ipv6():
+                    return create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+                return create_server(("0.0.0.0", port))
+        except OSError as error:
+            number = error.errno or errno.EINVAL
+            helps = ": name another one with --port" if number in {errno.EACCES, errno.EADDRINUSE} else ""
+            raise OSError(number, f"port {port}: {os.strerror(number)}{helps}") from None
 
     def shown(self, program: str) -> AbstractContextManager[None]:
         """``mptcp ls`` sees the kernel's connections without that."""

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult
 
-from mptcp.cli.connections import DRAIN_S, Stack
+from mptcp.cli.connections import Stack, capture
 from mptcp.cli.link_option import DEFAULT_LINK, LinkSpec, parse_links
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.core.path_managers.fullmesh import FullMesh
 from mptcp.errors import ConfigurationError
 from mptcp.info import Endpoint, SubflowInfo
 from mptcp.links.base import Link
-from mptcp.links.pcap import PcapLink, PcapWriter
+from mptcp.links.pcap import PcapLink
 from mptcp.links.udp import UdpLink
 from mptcp.sockets.create import create_server, use
 from mptcp.sockets.udp import UdpStack, usable_addresses
@@ -64,10 +64,6 @@ class UdpCliStack(Stack):
             result.append(replace(info, local=local, remote=remote))
         return result
 
-    def close(self) -> None:
-        self.user_stack.close(DRAIN_S)
-        self._exits.close()
-
 
 def open_udp(
     specs: Sequence[LinkSpec], *, port: int = 0, towards: str = "", pcap: Path | None = None, backup: Sequence[str] = ()
@@ -80,12 +76,7 @@ def open_udp(
     chosen: set[bytes] = set()
     config = _config(addresses, backup, chosen)
     with contextlib.ExitStack() as exits:
-        writer: PcapWriter | None = None
-        if pcap is not None:
-            try:
-                writer = exits.enter_context(PcapWriter(pcap))
-            except OSError as error:
-                raise ConfigurationError(f"--pcap {pcap}: {error.strerror}") from None
+        writer = exits.enter_context(capture(pcap)) if pcap is not None else None
 
         def wrap(link: UdpLink) -> Link:
             return PcapLink(link, writer) if writer is not None else link

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
@@ -41,10 +42,12 @@ class PcapWriter:
     """A pcapng file with any number of interfaces; timestamps in nanoseconds from ``clock`` (default: wall clock).
 
     ``max_bytes`` > 0 bounds the file: what would exceed it is not written, but counted in ``skipped``. ``snap_bytes``
-    > 0 keeps only that many octets of each packet.
+    > 0 keeps only that many octets of each packet. OSError if the file cannot be made. If it cannot be written (a full
+    disk), nothing is raised, since connections are not to suffer for it: ``failure`` keeps the error, the file ends there,
+    and packets are counted in ``skipped``.
     """
 
-    __slots__ = ("_clock", "_file", "_interfaces", "max_bytes", "skipped", "snap_bytes", "written_bytes")
+    __slots__ = ("_clock", "_file", "_interfaces", "failure", "max_bytes", "skipped", "snap_bytes", "written_bytes")
 
     def __init__(
         self,
@@ -57,15 +60,27 @@ class PcapWriter:
         self._clock = clock
         self.max_bytes, self.snap_bytes = max_bytes, snap_bytes
         self.skipped = self.written_bytes = 0
+        self.failure: OSError | None = None
         self._interfaces = 0
         self._file: IO[bytes] | None = Path(path).open("wb", buffering=BUFFER_BYTES)  # noqa: SIM115  (until close)
         section = struct.pack("=IHHq", BYTE_ORDER_MAGIC, 1, 0, -1) + _option(SHB_USERAPPL, b"mptcp")
         self._put(_block(SECTION_HEADER, section + _option(OPT_END, b"")))
 
     def _put(self, data: bytes) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(data)
             self.written_bytes += len(data)
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = self.failure or error
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # it tries to write what is buffered once more
+                file.close()
 
     def add_interface(self, name: str, description: str = "") -> int:
         """Declares an interface of IP packets; its number, for ``write``."""
@@ -79,6 +94,9 @@ class PcapWriter:
 
     def write(self, interface: int, parts: Sequence[Payload | bytearray], direction: int, comment: str = "") -> None:
         """One packet in pieces; ``direction`` INBOUND, OUTBOUND or 0."""
+        if self.failure is not None:
+            self.skipped += 1
+            return
         data = b"".join(parts)
         length = len(data)
         if self.snap_bytes and length > self.snap_bytes:
@@ -96,9 +114,13 @@ class PcapWriter:
     def flush(self) -> None:
         """Writes out what is buffered."""
         if self._file is not None:
-            self._file.flush()
+            try:
+                self._file.flush()
+            except OSError as error:
+                self._fail(error)
 
     def close(self) -> None:
+        self.flush()
         if self._file is not None:
             self._file.close()
             self._file = None

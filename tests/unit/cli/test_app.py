@@ -100,6 +100,22 @@ def test_who_did_not_answer_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "mptcp: 10.99.1.1:1: Connection refused; nothing was received\n"
 
 
+def test_a_capture_that_cannot_be_written_does_not_hinder_the_transfer(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["get", URL, "--link", f"loopback:{site}", "-o", str(tmp_path / "got"), "-q", "--pcap", "/dev/full"]
+    assert app.run(arguments) == 0
+    assert capsys.readouterr() == ("", "mptcp: --pcap /dev/full is not complete: No space left on device\n")
+    assert (tmp_path / "got").read_bytes() == (site / "file.bin").read_bytes()
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "got"
+    (tmp_path / "got.part").mkdir()
+    assert app.run(["get", URL, "--link", "loopback", "-o", str(target), "-q"]) == 1
+    assert capsys.readouterr().err.startswith(f"mptcp: {target}.part: Is a directory")
+
+
 def test_get_over_two_paths_in_process(site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = (site / "file.bin").read_bytes()
     target, capture = tmp_path / "got", tmp_path / "x.pcapng"

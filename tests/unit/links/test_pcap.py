@@ -1,5 +1,6 @@
 """Captures: what is written is read back; super-segments as the wire shows them, or whole."""
 
+import errno
 import itertools
 import struct
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mptcp.core.packet import Packet
-from mptcp.links.pcap import INBOUND, OUTBOUND, PcapLink, PcapWriter, read_pcapng
+from mptcp.links.pcap import BUFFER_BYTES, INBOUND, OUTBOUND, PcapLink, PcapWriter, read_pcapng
 from mptcp.testing.builders import parse_packet
 
 MakePacket = Callable[..., Packet]
@@ -99,6 +100,21 @@ def test_size_limits(path: Path) -> None:
     found = read_pcapng(path)
     assert len(found) == 10 - skipped
     assert {(len(p.data), p.length) for p in found} == {(64, 200)}
+
+
+def test_a_full_disk_ends_the_capture_and_nothing_else() -> None:
+    writer = PcapWriter("/dev/full")
+    number = writer.add_interface("x")
+    for _ in range(2 * BUFFER_BYTES // 1000):
+        writer.write(number, (bytes(1000),), OUTBOUND)
+    assert writer.failure is not None
+    assert writer.failure.errno == errno.ENOSPC
+    assert 0 < writer.skipped < 2 * BUFFER_BYTES // 1000
+    writer.flush()
+    writer.close()
+    short = PcapWriter("/dev/full")  # all of it is still in memory
+    short.close()
+    assert short.failure is not None
 
 
 def test_truncated_and_foreign_files(path: Path) -> None:
