@@ -191,6 +191,28 @@ def test_rules_of_the_policy_decide_at_connect(host_namespace: Namespace, allowe
                 assert ("policy" in client.fallback_reason) is not expected
 
 
+def test_endpoints_of_the_namespace_hinder_a_listener_only_where_they_would_be_announced(
+    stack: KernelStack, host_namespace: Namespace, host: str
+) -> None:
+    """As NetworkManager leaves a host: an endpoint for every address, to open subflows from."""
+    host_namespace.ip("addr add 10.8.8.8/32 dev lo")
+    host_namespace.ip("mptcp limits set subflows 4")
+    host_namespace.ip("mptcp endpoint add 10.8.8.8 dev lo subflow fullmesh")
+    client, accepted = connected(stack, host)
+    with client, accepted:
+        client.sendall(b"a")
+        assert accepted.recv(1) == b"a"
+        accepted.sendall(b"b")
+        assert client.recv(1) == b"b"
+        assert client.is_multipath
+        assert accepted.is_multipath
+        assert [subflow.local.host for subflow in accepted.subflows()] == [host]
+    host_namespace.ip("mptcp endpoint flush")
+    host_namespace.ip("mptcp endpoint add 10.8.8.8 dev lo signal")
+    with pytest.raises(NotSupportedError, match=r"would use 10\.8\.8\.8, too"):
+        connected(stack, host)
+
+
 def test_enabled_by_the_program_against_the_policy(host_namespace: Namespace, host: str) -> None:
     stack = KernelStack(namespace=host_namespace.fileno(), policy=mptcp.Policy(enable=False))
     with stack, mptcp.use(stack), listening(host) as listener:

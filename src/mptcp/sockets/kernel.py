@@ -20,6 +20,7 @@ from mptcp.kernel.endpoints import Endpoints
 from mptcp.kernel.managing import ManagedConnection, Managing
 from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
+from mptcp.kernel.path_manager import FLAG_IMPLICIT, FLAG_SIGNAL
 from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.sockets.address import os_error
 from mptcp.sockets.base import Stack
@@ -177,14 +178,16 @@ class KernelStack(Stack):
             number = errno.EOPNOTSUPP if features.steering(self.namespace) else errno.EPERM
             raise PathError(f"{what}: {support.reason}: {support.fix}", number)
 
-    def check_restriction(self, allowed: Collection[bytes]) -> None:
-        """NotSupportedError where the in-kernel path manager would use other addresses than these for a connection: it asks
-        nobody, and knows no connection that is restricted."""
+    def check_restriction(self, allowed: Collection[bytes], *, listening: bool) -> None:
+        """NotSupportedError where the in-kernel path manager would use other addresses than these for a connection, or for
+        those that a listening socket accepts: it asks nobody, and knows no connection that is restricted."""
         if features.path_manager(self.namespace) != features.KERNEL_MANAGER:
             return
         endpoints = Endpoints(self.namespace)
         try:
-            others = [e.local.host for e in endpoints.list() if e.local.address not in allowed]
+            # Who accepts announces; subflows it opens towards a client's port, where nobody listens, come to nothing.
+            used = FLAG_SIGNAL if listening else ~FLAG_IMPLICIT
+            others = [e.local.host for e in endpoints.list() if e.flags & used and e.local.address not in allowed]
         except OSError:
             return  # no path manager at all
         finally:
@@ -273,9 +276,11 @@ class KernelStack(Stack):
             self._hears_events = bool(self.control.supports("events"))
         if self._hears_events:
             monitor = self.monitor  # it listens from its making on
-            if self.failure_policy is not None and self._watch is None:
-                self._watch = Watch()
-                monitor.subscribe_all(self._watch)
+            if self.failure_policy is not None:
+                with self._lock:
+                    if self._watch is None:
+                        self._watch = Watch()
+                        monitor.subscribe_all(self._watch)
 
     def note(self, sock: KernelSocket) -> None:
         """A connection of this socket begins, or has begun."""

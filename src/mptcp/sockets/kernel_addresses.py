@@ -118,10 +118,11 @@ class KernelAddresses(BasicInterface, KernelSubflows):
         aware = self._settings.aware or bool(self._settings.enabled)
         return self._stack.policy.apply(config, remote, aware=aware, chosen=True)
 
-    def _check_restriction(self, config: ConnectionConfig) -> None:
+    def _check_restriction(self, config: ConnectionConfig, *, listening: bool = False) -> None:
         """What was said of addresses will be kept to, or this is the moment to say that it cannot be."""
         if config.multipath and config.local_addresses is not None and self._stack.multipath:
-            self._stack.check_restriction({endpoint.address for endpoint in config.local_addresses})
+            allowed = {endpoint.address for endpoint in config.local_addresses}
+            self._stack.check_restriction(allowed, listening=listening)
 
     def _will_use_multipath(self) -> bool:
         return self._effective_config().multipath and bool(self._stack.multipath)

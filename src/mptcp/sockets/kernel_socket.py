@@ -47,8 +47,9 @@ _NOT_TRIED = (errno.EISCONN, errno.EALREADY, errno.EBADF, errno.EINVAL, errno.EA
 
 #: What else a new descriptor needs to be told again; these the kernel remembers for the socket alone.
 _STATE = (
-    "_accepted", "_advanced", "_allowed", "_bound", "_config", "_connection", "_disabled", "_failed", "_futures", "_kept", "_leaving", "_limit", "_listening", "_lock", "_managed", "_news", "_only_tcp", "_options", "_pid",
-    "_pending", "_remotes", "_settings", "_spent", "_stack", "_stream",
+    "_accepted", "_advanced", "_allowed", "_bound", "_config", "_connection", "_disabled", "_failed", "_futures",
+    "_kept", "_leaving", "_limit", "_listening", "_lock", "_managed", "_news", "_only_tcp", "_options", "_pending",
+    "_pid", "_remotes", "_settings", "_spent", "_stack", "_stream",
 )  # fmt: skip
 
 
@@ -269,7 +270,7 @@ class KernelSocket(KernelOptions, std.socket):
         with self.event_lock:
             if not self._listening:
                 config = self._effective_config()
-                self._check_restriction(config)
+                self._check_restriction(config, listening=True)
                 self._become(config.multipath, config.disabled_reason)
                 self._bind_listener(config)
                 self._adopt_profile(None)
