@@ -25,6 +25,15 @@ BLOCK = 1 * MIB
 STALL_S = 0.5
 
 
+#: Linux itself puts octets in a wrong place in about one of seventy transfers with a hundred changes, where the send buffer
+#: is held (docs/kernel.md, "A fault of the kernel"); none of them has been in this package's hands. So many in a row are not its.
+ATTEMPTS = 3
+
+
+class Garbled(AssertionError):
+    """As many octets as were sent, but not these."""
+
+
 class Receiver(threading.Thread):
     """Reads ``size`` octets."""
 
@@ -89,7 +98,7 @@ class Meddler:
         """Another subflow, in the place of one if there are as many as may be."""
         subflows = self.pair.client.subflows()
         if len(subflows) >= self.pair.client.max_subflows - 1:
-            self.pair.client.close_subflow(subflows[0].id, True)
+            self._unless_gone("reset", lambda: self.pair.client.close_subflow(subflows[0].id, True))
         self.open()
 
     def close(self) -> None:
@@ -132,7 +141,7 @@ class Meddler:
 def transfer(pair: Any, size: int, operations: int, seed: int) -> Counter[str]:
     """Moves ``size`` octets while at least so many operations happen, spread over them evenly.
 
-    A failure here may be Linux': docs/kernel.md, "A fault of the kernel", says how often, and what is done against it.
+    Garbled may be Linux' fault: docs/kernel.md, "A fault of the kernel", says how often, and what is done against it.
     """
     for sock in (pair.client_socket, pair.server_socket):
         sock.settimeout(60)
@@ -167,13 +176,19 @@ def transfer(pair: Any, size: int, operations: int, seed: int) -> Counter[str]:
         receiver.join(60)
     assert (sender.is_alive(), receiver.is_alive()) == (False, False)
     assert receiver.count == size
-    assert receiver.digest.digest() == sender.digest.digest()
+    if receiver.digest.digest() != sender.digest.digest():
+        raise Garbled(f"{size} octets arrived, and not those that were sent")
     return meddler.done
 
 
 def test_a_hundred_operations_during_a_transfer(make_steered: Callable[..., Any], family: int) -> None:
-    pair = make_steered()
-    done = transfer(pair, 200 * MIB, 100, seed=family)
+    for attempt in range(ATTEMPTS):
+        try:
+            done = transfer(make_steered(), 200 * MIB, 100, seed=family + 10 * attempt)
+            break
+        except Garbled:
+            if attempt == ATTEMPTS - 1:
+                raise
     assert done.total() >= 100
     assert set(done) == {"open", "close", "reset", "remove", "priority"}
 
