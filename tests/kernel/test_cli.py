@@ -39,18 +39,18 @@ def body(tmp_path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(namespace: Namespace, *arguments: str, cwd: Path) -> Iterator[list[str]]:
-    """``mptcp serve site``; the lines it says at first."""
+def serving(namespace: Namespace, *arguments: str, cwd: Path, files: int = 0) -> Iterator[list[str]]:
+    """``mptcp serve site``; the lines it says at first, and in the end those of so many ``files`` that it has sent."""
     process = start(namespace, "serve", "site", "--port", "80", *arguments, cwd=cwd)
     try:
         assert process.stdout is not None
         lines = [process.stdout.readline().decode() for _ in range(4)]
         assert all(line.startswith("serving site at ") for line in lines), (lines, process.poll())
         yield lines
+        lines += [process.stdout.readline().decode() for _ in range(files)]
     finally:
         process.send_signal(signal.SIGINT)
-        status, out, err = finish(process)
-        lines += out.splitlines()
+        status, _, err = finish(process)
     assert (status, err) == (130, "mptcp: interrupted\n")
 
 
@@ -62,7 +62,7 @@ def test_get_and_serve_use_both_paths(make_lab: Callable[..., Lab], tmp_path: Pa
     lab.client.mptcp_limits(subflows=8, add_addr_accepted=8)
     lab.client.mptcp_endpoint(lab.client_address(2, family), "subflow", dev="c2")
     host = lab.server_address(1, family)
-    with serving(lab.server, cwd=tmp_path) as lines:
+    with serving(lab.server, cwd=tmp_path, files=1) as lines:
         assert f"serving site at http://{host if family == 4 else f'[{host}]'}:80/\n" in lines
         url = f"http://{host if family == 4 else f'[{host}]'}/file.bin"
         status, out, err = finish(start(lab.client, "get", url, "--json", "--sha256", cwd=tmp_path))
@@ -102,7 +102,7 @@ def test_under_the_user_space_path_manager_it_opens_the_paths_itself(
 
 def test_where_the_kernel_has_no_mptcp_it_is_tcp_and_says_so(lab: Lab, tmp_path: Path, body: bytes) -> None:
     lab.client.sysctl("net.mptcp.enabled", 0)
-    with serving(lab.server, cwd=tmp_path) as lines:
+    with serving(lab.server, cwd=tmp_path, files=1) as lines:
         url = f"http://{lab.server_address(1)}/file.bin"
         status, out, _ = finish(start(lab.client, "get", url, cwd=tmp_path))
     assert status == 0
@@ -126,5 +126,5 @@ def test_a_port_that_is_taken_is_one_sentence(host_namespace: Namespace, tmp_pat
     status, out, err = finish(start(host_namespace, "serve", "site", "--port", "80", cwd=tmp_path))
     other.close()
     assert (status, out) == (1, "")
-    assert "address already in use" in err
+    assert "Address already in use" in err
     assert err.count("\n") == 1

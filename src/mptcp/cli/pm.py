@@ -77,10 +77,10 @@ def pm(
                     say(f"removed {count} rules of Segment Routing, left by a program that was killed")
         service = PathManagerService(namespace, factory, policy, addresses=used, report=say)
         exits.callback(service.close)
-        say(f"path manager {manager}{'' if policy is not None else ', no watchdog'}; Ctrl-C ends it")
         stop = threading.Event()
         before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
         exits.callback(signal.signal, signal.SIGTERM, before)
+        say(f"path manager {manager}{'' if policy is not None else ', no watchdog'}; Ctrl-C ends it")
         stop.wait()
 
 
