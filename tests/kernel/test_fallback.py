@@ -2,7 +2,7 @@
 
 Linux (seen on 6.18) falls back where the connection has had one subflow only and has sent nothing again at the level of
 the connection; else it resets the subflow. It signals an infinite mapping with what it sends next after MP_FAIL; messages
-here are small there, for a larger one (from some 16 KiB on) makes that connection stall.
+here are small there, for a larger one (from some 15 KB on) makes that connection stall.
 """
 
 from __future__ import annotations
