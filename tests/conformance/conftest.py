@@ -151,6 +151,10 @@ class World(ABC):
         """From now on the server's side speaks regular TCP only."""
 
     @abstractmethod
+    def refuse_joins(self) -> None:
+        """The server's side takes no joins at the address that was connected to; before the first socket."""
+
+    @abstractmethod
     def link_name(self, path: int) -> str:
         """The client's interface on that path."""
 
@@ -267,13 +271,16 @@ class UserWorld(World):
         self.wire = []
         self._settings: dict[str, Any] = {}
         self._stacks: tuple[UserStack, UserStack] | None = None
-        self._server_multipath = True
+        self._server_settings: dict[str, Any] = {}
 
     def client_stack_is(self, **settings: Any) -> None:
         self._settings = settings
 
     def refuse_multipath(self) -> None:
-        self._server_multipath = False
+        self._server_settings["multipath"] = False
+
+    def refuse_joins(self) -> None:
+        self._server_settings["deny_join_initial"] = True
 
     @property
     def stacks(self) -> tuple[UserStack, UserStack]:
@@ -292,7 +299,7 @@ class UserWorld(World):
         one, two, three = self.client_addresses
         settings = {"config": ConnectionConfig(path_manager=NoPaths), **self._settings}
         server_config = ConnectionConfig(
-            path_manager=settings.pop("server_path_manager", NoPaths), multipath=self._server_multipath
+            path_manager=settings.pop("server_path_manager", NoPaths), **self._server_settings
         )
         client = UserStack(
             near, {near[0].name: [one, three, self.other_family_client], near[1].name: [two]}, seed=1, **settings
@@ -435,6 +442,9 @@ class KernelWorld(World):
 
     def client_stack_is(self, **settings: Any) -> None:
         self._settings = settings
+
+    def refuse_joins(self) -> None:
+        self.far.sysctl("net.mptcp.allow_join_initial_addr_port", 0)
 
     def refuse_multipath(self) -> None:
         self.far.sysctl("net.mptcp.enabled", 0)

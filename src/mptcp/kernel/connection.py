@@ -125,12 +125,16 @@ class KernelConnection(ConnectionEvents):
 
         ``local.port`` 0: any. ``interface``: an index, 0: as routed. ``segments``: packed IPv6 addresses that its packets
         visit (``segment_routing``, whose errors these may be); it takes CAP_NET_ADMIN of this process. Before the
-        connection is fully established: EAGAIN, or with ``wait`` it is opened when it is.
+        connection is fully established: EAGAIN, or with ``wait`` it is opened when it is. ECONNREFUSED where the peer has
+        said, in an event of the kernel's, that it takes no joins at its first address.
         """
         self._check_remote(remote)
         self._check_interface(interface)
         with self.lock:
             self._check_multipath()
+            # RFC 8684 §3.1, flag C: "the receiver MUST NOT try to open any additional subflows toward this address"
+            if self.denies_join_to_initial and remote == self.initial_remote:
+                raise PathError("the peer accepts no further subflows to its initial address", errno.ECONNREFUSED)
             self._check_room()
             if segments and not local.port:
                 local = Endpoint(local.address, free_port(local.address, self._namespace))
