@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from mptcp.cli.partial_file import PartialFile
+from mptcp.cli.terminal import printable
 from mptcp.errors import ConfigurationError
 
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 256 * 1024
 #: By scheme; of mptcp it is the UDP port, and what ``mptcp serve`` takes by default.
 DEFAULT_PORTS = {"http": 80, "mptcp": 8000}
+
+#: What a URL may have as it is (RFC 3986 §2.2, §2.3): what is quoted already is not quoted again.
+_NOT_QUOTED = "/?:@!$&'()*+,;=~%[]"
 
 #: Makes a connected socket: ((host, port), timeout in seconds or None) -> a socket with the standard library's methods.
 Connector = Callable[[tuple[str, int], float | None], Any]
@@ -72,6 +76,11 @@ def split_url(url: str) -> SplitResult:
         )
     if not parts.hostname or not port_is_good:
         raise ConfigurationError(f"{url!r} names no host and port")
+    if ":" not in parts.hostname:
+        try:
+            parts.hostname.encode("idna")
+        except UnicodeError:
+            raise ConfigurationError(f"{url!r}: a host's name has parts of 1 to 63 characters") from None
     if any(character <= " " or character == "\x7f" for character in url):
         raise ConfigurationError(f"{url!r} has a space or a control character in it")
     return parts
@@ -90,7 +99,7 @@ def follow(url: str, location: str) -> str:
 def default_name(url: str) -> str:
     """The file name for a URL: the last part of its path, never one with a slash; ``index.html`` if there is none."""
     name = unquote(split_url(url).path.rpartition("/")[2])
-    return name if name not in {"", ".", ".."} and "/" not in name and "\0" not in name else "index.html"
+    return printable(name) if name not in {"", ".", ".."} and "/" not in name and "\0" not in name else "index.html"
 
 
 def strong_validator(headers: http.client.HTTPMessage) -> str:
@@ -110,7 +119,8 @@ def strong_validator(headers: http.client.HTTPMessage) -> str:
 
 def content_range(headers: http.client.HTTPMessage) -> tuple[int, int | None]:
     """(first octet, length of the whole, None: not known) of a 206; (-1, length) of a 416; (-1, None) of neither."""
-    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", ""))
+    # Python reads no number of thousands of digits, and no file is as long.
+    found = re.fullmatch(r"bytes (?:(\d{1,19})-\d+|\*)/(\d{1,19}|\*)", headers.get("Content-Range", ""), re.ASCII)
     if not found:
         return -1, None
     return int(found[1] or -1), None if found[2] == "*" else int(found[2])
@@ -167,17 +177,18 @@ class Fetch:
         try:
             connection.connect()
             self._on_connection(connection.sock)
-            connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", quote(target, _NOT_QUOTED), headers=headers)
             response = connection.getresponse()
             location = response.headers.get("Location")
             if response.status in {301, 302, 303, 307, 308} and location:
                 if not redirects:
                     raise FetchError(f"more than {MAX_REDIRECTS} redirects")
-                following = follow(url, location)
                 try:
+                    following = follow(url, location)
                     split_url(following)
-                except ConfigurationError as error:
-                    raise FetchError(f"the server redirects to where we cannot go: {error}") from error
+                except ValueError as error:
+                    raise FetchError(f"the server redirects to where we cannot go: {printable(str(error))}") from error
             else:
                 return self._receive(response, validator)
         except http.client.HTTPException as error:
@@ -202,11 +213,14 @@ class Fetch:
             part.restart(self.url, "")
             raise FetchError(f"the server answered {response.status} to another range than asked for; run it again")
         else:
-            raise FetchError(f"the server answered {response.status} {response.reason}")
+            raise FetchError(f"the server answered {response.status} {printable(response.reason)}")
+        length = response.headers.get("Content-Length", "")
+        if response.length is None and length and "Transfer-Encoding" not in response.headers:
+            raise FetchError(f"the server's Content-Length is no length: {printable(length[:32])}")
         self._progress(part.size, total, resumed)
         while data := response.read1(CHUNK_BYTES):
             part.append(memoryview(data))
             self._progress(part.size, total, resumed)
         if total is not None and part.size != total:
-            raise FetchError(f"the connection ended {total - part.size} octets early; run it again to continue")
+            raise FetchError(f"the connection ended {total - part.size} octets early")
         return resumed

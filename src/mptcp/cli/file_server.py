@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final
 
 from mptcp.cli import figures
 from mptcp.cli.ranges import Unsatisfiable, parse_range
+from mptcp.cli.terminal import printable
 from mptcp.info import SubflowInfo
 
 #: One write to the socket; the stack keeps it without copying.
@@ -142,13 +143,11 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         self._say(format % args)
 
     def _say(self, text: str) -> None:
-        self.server.say(f"{self.client_address[0].removeprefix(_MAPPED)} {text}".translate(_CONTROLS))
+        self.server.say(printable(f"{self.client_address[0].removeprefix(_MAPPED)} {text}"))
 
 
 #: How a socket for both families writes an IPv4 address.
 _MAPPED: Final = "::ffff:"
-#: What a client sends must not reach the terminal as control characters.
-_CONTROLS = {code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)]}
 
 
 class FileServer(socketserver.ThreadingMixIn, socketserver.BaseServer):

@@ -198,6 +198,42 @@ def test_not_http_is_one_sentence(tmp_path: Path) -> None:
         fetch(script, tmp_path / "f").run()
 
 
+@pytest.mark.parametrize(
+    ("hostile", "says"),
+    [
+        (b"HTTP/1.1 302 F\r\nLocation: http://[::1\r\n\r\n", "redirects to where we cannot go"),
+        (b"HTTP/1.1 302 F\r\nLocation: http://a..b/x\r\n\r\n", "redirects to where we cannot go"),
+        (b"HTTP/1.1 206 P\r\nContent-Range: bytes " + b"1" * 6000 + b"-9/9\r\n\r\n", "another range than asked for"),
+        (b"HTTP/1.1 206 P\r\nContent-Range: bytes 0-9/" + b"1" * 6000 + b"\r\n\r\n", "another range than asked for"),
+        (b"HTTP/1.1 200 O\r\nContent-Length: " + b"1" * 6000 + b"\r\n\r\nx", "Content-Length is no length: 1111"),
+        (b"HTTP/1.1 200 O\r\nContent-Length: -5\r\n\r\nhello", "Content-Length is no length: -5"),
+        (b"HTTP/1.1 404 \x1b[31mred\r\n\r\n", r"404 \\x1b\[31mred$"),
+        (b"HTTP/1.1 200 " + b"x" * 70_000, "did not speak HTTP"),
+        (b"HTTP/1.1 200 O\r\n" + b"A: b\r\n" * 200 + b"\r\n", "did not speak HTTP"),
+    ],
+)
+def test_hostile_answers_are_one_sentence(tmp_path: Path, hostile: bytes, says: str) -> None:
+    with served(hostile) as script, pytest.raises(FetchError, match=says) as caught:
+        fetch(script, tmp_path / "f").run()
+    assert not set(str(caught.value)) & {"\n", "\x1b"}
+    assert not (tmp_path / "f").exists()
+
+
+def test_what_a_url_may_not_have_is_quoted(tmp_path: Path) -> None:
+    kept: list[socket.socket] = []
+
+    def connector(address: tuple[str, int], timeout: float | None) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(answer("200 OK", b"x"))
+        theirs.shutdown(socket.SHUT_WR)
+        kept.append(theirs)
+        return ours
+
+    Fetch("http://server.test/\u00fc%20[a]?q=\u00e9&r=1", tmp_path / "f", connector, timeout=60).run()
+    with kept[0] as theirs:
+        assert theirs.recv(100).startswith(b"GET /%C3%BC%20[a]?q=%C3%A9&r=1 HTTP/1.1\r\n")
+
+
 def test_chunked_body_has_no_length(tmp_path: Path) -> None:
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
     with served(chunked) as script:
@@ -252,6 +288,7 @@ def test_strong_validators(headers: dict[str, str], expected: str) -> None:
         ("http://h/..", "index.html"),
         ("http://h/%2e%2e", "index.html"),
         ("http://h/..%2f..%2fetc%2fpasswd", "index.html"),
+        ("http://h/%1b[31m%0ax", r"\x1b[31m\x0ax"),
     ],
 )
 def test_default_name_stays_in_the_folder(url: str, name: str) -> None:
@@ -259,7 +296,17 @@ def test_default_name_stays_in_the_folder(url: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://h/x", "ftp://h/x", "http://", "http://h:99999/", "http://h:x/", "http://h/a b"]
+    "url",
+    [
+        "https://h/x",
+        "ftp://h/x",
+        "http://",
+        "http://h:99999/",
+        "http://h:x/",
+        "http://h/a b",
+        "http://a..b/",
+        f"http://{'a' * 64}/",
+    ],
 )
 def test_bad_urls_are_one_sentence(url: str) -> None:
     check: Callable[[str], object] = split_url
