@@ -25,6 +25,13 @@ RESTS: Final = 8
 #: A fresh subflow for data that is stuck is opened so often within ``RESCUE_PERIOD_US``: it helps at once, or not at all.
 MAX_RESCUES: Final = 2
 RESCUE_PERIOD_US: Final = 10_000_000
+#: To the sender a peer that reads slowly looks the same. So a period is four times as long as the one before it after each
+#: rescue that has not made it so many times as fast.
+HELPS: Final = 2
+PATIENCE: Final = 4
+MAX_FUTILE: Final = 6
+#: What moves for this part of ``FailurePolicy.stuck_us`` without a break is not stuck.
+BURSTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class FailurePolicy:
     """When a subflow counts as dead, and data as stuck. Times in microseconds."""
 
     timeouts: int = 1  # retransmission timeouts in a row without any acknowledgement
-    stuck_us: int = 500_000  # data in flight, and every subflow idle, for so long
+    stuck_us: int = 500_000  # data in flight, and every subflow idle, for so long, and most of that time without a move
     busy_interval_us: int = 20_000  # how often a connection with data in flight is looked at
     idle_interval_us: int = 250_000  # ... and one without; after some seconds of that less often, up to
     rest_interval_us: int = 1_000_000
@@ -70,21 +77,30 @@ Verdict = Failing | Reset | OpenFresh
 class Watchdog:
     """The judge of one connection: ``judge`` for every look at it, ``interval_us`` says when the next one is due."""
 
-    __slots__ = ("_backoffs", "_busy", "_idle_since", "_policy", "_rescues", "_rests", "_seen_working")
+    __slots__ = (
+        "_acknowledged", "_backoffs", "_busy", "_futile", "_last_rescue", "_looked_at", "_moves_since", "_policy", "_rescues",
+        "_rests", "_still_at", "_still_since", "_still_us",
+    )  # fmt: skip
 
     def __init__(self, policy: FailurePolicy) -> None:
         self._policy = policy
         self._busy = False
-        self._idle_since = -1  # data in flight and no subflow that carries any, since then
-        self._seen_working = False
+        self._still_since = -1  # data in flight, and nothing moves but in short bursts, since then
+        self._still_us = 0  # of that time, without the bursts
+        self._still_at = 0  # what was acknowledged on the connection when it began
+        self._moves_since = -1  # the burst
+        self._looked_at = 0
+        self._acknowledged = -1  # on the connection, when last looked at
         self._rescues: list[int] = []
+        self._last_rescue = (-1, 0, 0.0)  # when, what was acknowledged then, the rate that it was to mend
+        self._futile = 0  # rescues in a row that did not help
         self._rests = 0
         self._backoffs: dict[tuple[Endpoint, Endpoint], int] = {}
 
     def rest(self) -> None:
         """Nothing is in flight: nothing can be wrong, as far as anybody could tell."""
-        self._busy = self._seen_working = False
-        self._idle_since = -1
+        self._busy = False
+        self._forget()
         self._rests += 1
         self._backoffs.clear()
 
@@ -104,10 +120,10 @@ class Watchdog:
         # Never the last one: a connection without subflows ends, and the only path may come back.
         alive = [entry for entry in subflows if not entry.tcp.backoff]
         if not alive:
-            self._idle_since = -1
+            self._forget()
             return verdicts
         verdicts += [Reset(entry.local, entry.remote, entry.tcp.backoff) for entry in dead]
-        if self._is_stuck(alive, now):
+        if self._is_stuck(alive, info.mptcp.snd_una, now):
             best = min(alive, key=lambda entry: entry.tcp.rtt)
             verdicts.append(OpenFresh(best.local, best.remote))
         return verdicts
@@ -126,23 +142,48 @@ class Watchdog:
     def _is_dead(self, entry: SubflowEntry) -> bool:
         return entry.tcp.backoff >= self._policy.timeouts and entry.tcp.unacked > 0
 
-    def _is_stuck(self, alive: Sequence[SubflowEntry], now: int) -> bool:
-        working = any(entry.tcp.unacked or entry.tcp.notsent_bytes for entry in alive)
+    def _is_stuck(self, alive: Sequence[SubflowEntry], acknowledged: int, now: int) -> bool:
+        moves = 0 <= self._acknowledged != acknowledged
+        moves = moves or any(entry.tcp.unacked or entry.tcp.notsent_bytes for entry in alive)
+        since, self._looked_at, self._acknowledged = now - self._looked_at, now, acknowledged
         # A peer that does not read has closed its window: that is its right.
-        closed = all(entry.tcp.snd_wnd < entry.tcp.snd_mss for entry in alive)
-        # One fragment now and then is still stuck; two looks in a row at a subflow that works are not.
-        goes_on = working and self._seen_working
-        self._seen_working = working
-        if not self._busy or closed or goes_on:
-            self._idle_since = -1
+        if not self._busy or all(entry.tcp.snd_wnd < entry.tcp.snd_mss for entry in alive):
+            self._forget()
             return False
-        if self._idle_since < 0:
-            self._idle_since = now
-        if now - self._idle_since < self._policy.stuck_us:
+        if moves:
+            if self._moves_since < 0:
+                self._moves_since = now
+            # A window at a retransmission is still stuck; what moves for longer than that takes goes on.
+            if now - self._moves_since >= self._policy.stuck_us // BURSTS:
+                self._still_since = -1
             return False
-        self._idle_since = now
-        self._rescues = [at for at in self._rescues if now - at < RESCUE_PERIOD_US]
+        self._moves_since = -1
+        if self._still_since < 0:
+            self._still_since, self._still_us, self._still_at = now, 0, acknowledged
+        else:
+            self._still_us += since
+        watched = now - self._still_since
+        if watched < self._policy.stuck_us:
+            return False
+        still, moved = self._still_us, acknowledged - self._still_at
+        self._still_since, self._still_us, self._still_at = now, 0, acknowledged
+        return 2 * still >= watched and self._may_rescue(moved / watched, acknowledged, now)
+
+    def _may_rescue(self, rate: float, acknowledged: int, now: int) -> bool:
+        """``rate``: while it was stuck, in octets a microsecond."""
+        at, there, slow = self._last_rescue
+        helped = acknowledged - there > HELPS * slow * (now - at)
+        if helped:
+            self._futile = 0
+        period = RESCUE_PERIOD_US * PATIENCE**self._futile
+        self._rescues = [rescue for rescue in self._rescues if now - rescue < period]
         if len(self._rescues) >= MAX_RESCUES:
             return False
+        if not helped and at >= 0:
+            self._futile = min(self._futile + 1, MAX_FUTILE)
+        self._last_rescue = now, acknowledged, rate
         self._rescues.append(now)
         return True
+
+    def _forget(self) -> None:
+        self._still_since = self._moves_since = self._acknowledged = -1

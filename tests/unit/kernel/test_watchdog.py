@@ -1,6 +1,7 @@
 """When a subflow counts as dead, and data as stuck."""
 
 import dataclasses
+import itertools
 
 from mptcp.info import Endpoint
 from mptcp.kernel.layout import ESTABLISHED, SYN_SENT, MptcpInfo, TcpInfo
@@ -16,8 +17,8 @@ def subflow(number: int, *, state: int = ESTABLISHED, **fields: int) -> SubflowE
     return SubflowEntry(number + 1, *ENDS[number], dataclasses.replace(tcp, **fields))
 
 
-def look(*subflows: SubflowEntry, in_flight: int = 100_000) -> FullInfo:
-    mptcp = dataclasses.replace(MptcpInfo.parse(b""), write_seq=in_flight + 7, snd_una=7)
+def look(*subflows: SubflowEntry, in_flight: int = 100_000, acknowledged: int = 7) -> FullInfo:
+    mptcp = dataclasses.replace(MptcpInfo.parse(b""), write_seq=in_flight + acknowledged, snd_una=acknowledged)
     return FullInfo(mptcp, list(subflows), len(subflows))
 
 
@@ -70,6 +71,26 @@ def test_one_fragment_now_and_then_is_stuck_all_the_same() -> None:
     assert found == [OpenFresh(*ENDS[0])]
 
 
+def test_a_window_now_and_then_is_stuck_all_the_same() -> None:
+    # As read from the kernel, every 20 ms: a subflow that works, a delayed acknowledgement, a connection that has moved.
+    watchdog = Watchdog(FailurePolicy())
+    found, acknowledged = [], 0
+    for step, seen in enumerate("wwm.......wwm.......wm......m.......wwm......."):
+        acknowledged += 100_000 * (seen == "m")
+        entry = subflow(0, unacked=int(seen == "w"))
+        found += watchdog.judge(look(entry, acknowledged=acknowledged), step * 20_000)
+    assert found == [OpenFresh(*ENDS[0])]
+
+
+def test_a_window_at_every_look_is_not() -> None:
+    # A fast path and a small window: whenever it is looked at, everything is acknowledged on the subflow.
+    watchdog = Watchdog(FailurePolicy())
+    for step in range(100):
+        assert watchdog.judge(look(subflow(0), acknowledged=step), step * 20_000) == []
+    for step in range(100, 300):  # ... nor where nothing moves at every third look
+        assert watchdog.judge(look(subflow(0), acknowledged=step - (step % 3 == 2)), step * 20_000) == []
+
+
 def test_a_subflow_that_carries_data_is_not_stuck() -> None:
     watchdog = Watchdog(FailurePolicy())
     for step in range(100):
@@ -93,13 +114,41 @@ def test_nothing_in_flight_is_nothing_stuck() -> None:
     assert watchdog.interval_us == FailurePolicy().busy_interval_us
 
 
+def rescues(watchdog: Watchdog, seconds: int, octets: int = 0) -> list[float]:
+    """When a fresh subflow is opened while ``octets`` arrive four times a second."""
+    found, seen = [], look(subflow(0))
+    for step in range(seconds * 20):
+        if octets and step % 5 == 0:
+            seen = look(*seen.subflows, acknowledged=step * octets)
+        if watchdog.judge(seen, now := step * 50_000):
+            found.append(now / 1e6)
+    return found
+
+
 def test_rescues_are_few() -> None:
     watchdog = Watchdog(FailurePolicy())
-    idle = look(subflow(0))
-    found = [verdict for step in range(475) for verdict in watchdog.judge(idle, step * 20_000)]
-    assert len(found) == MAX_RESCUES
-    later = [verdict for step in range(600, 700) for verdict in watchdog.judge(idle, step * 20_000)]
-    assert later
+    assert len(rescues(watchdog, 9)) == MAX_RESCUES
+
+
+def test_rescues_that_do_not_help_are_ever_fewer() -> None:
+    # A peer that reads slowly looks stuck, too, and no subflow makes it faster.
+    found = rescues(Watchdog(FailurePolicy()), 200, octets=65_536)
+    assert len(found) == MAX_RESCUES + 2
+    pauses = [later - earlier for earlier, later in itertools.pairwise(found)]
+    assert pauses == sorted(pauses)
+
+
+def test_after_one_that_helped_there_may_be_others() -> None:
+    watchdog = Watchdog(FailurePolicy())
+    assert len(rescues(watchdog, 2, octets=65_536)) == MAX_RESCUES
+    for step in range(1000):  # twenty seconds at full speed
+        assert (
+            watchdog.judge(look(subflow(0, unacked=5), acknowledged=10**7 * (step + 1)), 2_000_000 + step * 20_000)
+            == []
+        )
+    watchdog.judge(look(subflow(0), acknowledged=10**11), 22_000_000)
+    found = [watchdog.judge(look(subflow(0), acknowledged=10**11), 22_000_000 + step * 20_000) for step in range(100)]
+    assert len([verdict for verdict in found if verdict]) == MAX_RESCUES
 
 
 def test_a_connection_at_rest_is_looked_at_less_often() -> None:
