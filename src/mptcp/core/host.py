@@ -153,7 +153,7 @@ class Host(Environment):
 
     def _tell_connections(self, address: bytes, available: bool, now: int, interface_down: bool = False) -> None:
         for connection in list(self.connections):
-            if connection.is_plain:
+            if not connection.is_multipath:
                 continue
             connection.paths.local_address(address, available, now, interface_down)
 

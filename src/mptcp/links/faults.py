@@ -138,7 +138,7 @@ class _Direction:
             return data
         payload = bytearray(packet.payloads[0])
         payload[self.entropy.below(len(payload))] ^= 1 << self.entropy.below(8)
-        return finish(Packet(packet.header, (payload,), packet.length, packet.transport_offset, 0, True))[0]
+        return finish(Packet(packet.header, (bytes(payload),), packet.length, packet.transport_offset, 0, True))[0]
 
 
 class FaultLink(Link):

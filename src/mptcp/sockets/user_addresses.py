@@ -37,7 +37,7 @@ class BasicApi(BasicInterface, EnhancedApi):
         with self._pump.lock:
             self._check_open()
             connection = self._connection
-            if connection is not None and connection.state is not CLOSED and connection.plain is None:
+            if connection is not None and connection.state is not CLOSED and connection.is_multipath:
                 port = connection.local.port
                 found = [Endpoint(a, port) for a in local_addresses.usable_addresses(connection)]
             elif connection is not None:
@@ -56,14 +56,14 @@ class BasicApi(BasicInterface, EnhancedApi):
             connection = self._connection
             if connection is None:
                 return []
-            found = connection.paths.remotes() if connection.plain is None else [connection.remote]
+            found = connection.paths.remotes() if connection.is_multipath else [connection.remote]
             found += [s.tcp.remote for s in connection.open_subflows() if s.tcp.remote not in found]
             return [as_address(e) for e in found]
 
     def note_remotes(self, remotes: Sequence[Endpoint]) -> None:
         with self._pump.lock:
             connection = self._connection
-            if connection is None or connection.plain is not None:
+            if connection is None or not connection.is_multipath:
                 return
             now = self._pump.clock()
             for remote in remotes:

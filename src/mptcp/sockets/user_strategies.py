@@ -86,7 +86,7 @@ class AdvancedApi(AdvancedInterface, BasicApi):
         old = before.apply(self._config)
         if config.scheduler is not old.scheduler or settings.profile is not before.profile:
             strategy.set_scheduler(connection, config.scheduler or LowestRtt)
-        if settings.wanted != before.wanted and settings.wanted and not connection.is_plain:
+        if settings.wanted != before.wanted and settings.wanted and connection.is_multipath:
             strategy.set_wanted_subflows(connection, settings.wanted, now)
         elif (
             (settings.setup, settings.expected, settings.path_manager, settings.wanted)

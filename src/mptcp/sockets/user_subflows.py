@@ -100,7 +100,7 @@ class EnhancedApi(EnhancedInterface, EventsApi):
 
     def _check_multipath(self) -> None:
         connection = self._the_connection()
-        if connection.plain is not None:
+        if not connection.is_multipath:
             raise PathError(f"this connection is regular TCP: {connection.fallback_reason}", errno.EOPNOTSUPP)
 
     def _initial_remote(self) -> Endpoint:

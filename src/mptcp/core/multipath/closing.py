@@ -104,8 +104,10 @@ def handle_data_timeout(connection: Connection, now: int) -> None:
             return
         connection.repeat_data_fin()
         return
-    sender.retries += 1
     connection.last_progress_us = now
+    if connection.failure is not None:
+        return  # a peer that has reverted acknowledges with TCP alone
+    sender.retries += 1
     # RFC 8684 §3.3.6: "A timer is set when the head of the connection level is ACKed at the subflow level but is not
     # DATA_ACKed at the data level. This timer will guard against retransmission failures by middleboxes that
     # proactively ACK data." The DATA_ACK may only be late, or lost: the peer is asked for it before anything is sent

@@ -17,6 +17,7 @@ from mptcp.core.multipath import (
     subflow_failure,
     transmission,
 )
+from mptcp.core.multipath.checksum_failure import ChecksumFailure
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.data_receiver import DataReceiver
@@ -52,8 +53,8 @@ class Connection:
 
     __slots__ = (
         "_events", "_shut_read", "_window_check", "armed_us", "asked_us", "checksum", "config", "coupling",
-        "data_receiver", "data_sender", "environment", "error", "fallback", "fast_close", "first_dsn", "half_closed",
-        "initial_id", "is_client", "is_fully_established", "last_progress_us", "local", "local_key",
+        "data_receiver", "data_sender", "environment", "error", "failure", "fallback", "fast_close", "first_dsn",
+        "half_closed", "initial_id", "is_client", "is_fully_established", "last_progress_us", "local", "local_key",
         "lonely_since_us", "marked", "next_id", "opened_us", "owner", "paths", "plain", "race_at", "redundancy",
         "remote", "remote_denies_join", "remote_idsn", "remote_key", "remote_token", "rival", "scheduler", "state",
         "subflows_by_id", "token", "user_closed", "version", "was_multipath",
@@ -87,6 +88,7 @@ class Connection:
         self.subflows_by_id: dict[int, Subflow] = {}
         self.next_id = 1
         self.plain: TcpConnection | None = None
+        self.failure: ChecksumFailure | None = None  # it is about to be plain
         self.data_receiver = DataReceiver(config.tcp.receive_buffer_bytes, config.tcp.receive_buffer_max_bytes)
         self.first_dsn = 0  # of our stream
         self.data_sender = DataSender(0)
@@ -135,7 +137,7 @@ class Connection:
 
     @property
     def is_multipath(self) -> bool:
-        return self.plain is None
+        return self.plain is None and self.failure is None
 
     @property
     def fallback_reason(self) -> str:
@@ -328,7 +330,7 @@ class Connection:
 
     def add_address(self, address: Endpoint, now: int) -> int:
         """Announces one of our addresses (ADD_ADDR); its identifier."""
-        if self.plain is not None or not self.is_fully_established:
+        if not self.is_multipath or not self.is_fully_established:
             raise PathError(
                 "addresses can be announced once the connection is fully established, and never after fallback"
             )
@@ -336,7 +338,7 @@ class Connection:
 
     def remove_address(self, address: bytes, now: int) -> None:
         """REMOVE_ADDR; the subflows from that address are closed first."""
-        if self.plain is not None:
+        if not self.is_multipath:
             raise PathError(f"this connection is regular TCP: {self.fallback_reason}")
         for subflow in self.open_subflows():
             if subflow.tcp.local.address == address:
@@ -348,7 +350,7 @@ class Connection:
         subflow = self.subflows_by_id.get(subflow_id)
         if subflow is None or subflow.tcp.is_over:
             raise PathError(f"no subflow has the id {subflow_id}")
-        if self.plain is not None:
+        if not self.is_multipath:
             raise PathError(f"this connection is regular TCP: {self.fallback_reason}", errno.EOPNOTSUPP)
         return subflow
 

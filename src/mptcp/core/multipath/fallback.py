@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from mptcp.core.multipath import unmapped
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.events import EventKind
-from mptcp.core.multipath.mapping import Mapping
-from mptcp.core.tcp.extension import Verdict
 from mptcp.core.units import NEVER, SECOND
 from mptcp.core.wire.mptcp_options import Dss, MpFail, MptcpOption
 from mptcp.core.wire.sequence import unwrap32
@@ -98,7 +96,6 @@ def fall_back(
     reason: FallbackReason,
     now: int,
     infinite: bool = False,
-    also: MptcpOption | None = None,
 ) -> None:
     """From here on regular TCP over ``subflow`` (RFC 8684 §3.7); other subflows are reset."""
     if connection.plain is not None:
@@ -107,20 +104,19 @@ def fall_back(
     for other in connection.open_subflows():
         if other is not subflow:
             other.tcp.abort(now)
-    connection.fallback = reason
-    connection.counters.bump("fallback_" + reason.name.lower())
+    if connection.failure is None:
+        connection.fallback = reason
+        connection.counters.bump("fallback_" + reason.name.lower())
     if reason is FallbackReason.SYN_UNANSWERED:
         connection.environment.mptcp_failed(connection, now)
     flush_held(connection, subflow)
     sender = connection.data_sender
-    parting: list[MptcpOption] = []
-    if also is not None:
-        parting.append(also)
+    final: MptcpOption | None = None
     if infinite and subflow.tcp.is_established:
         # RFC 8684 §3.7: "The sender will send one final Data Sequence Mapping, with the Data-Level Length value of 0
         # indicating an infinite mapping"
-        parting.append(infinite_mapping(connection, subflow))
-    become_plain(connection, subflow, tuple(parting))
+        final = infinite_mapping(connection, subflow)
+    become_plain(connection, subflow, final)
     assert connection.plain is not None
     for view in sender.stream.take(sender.stream.length):
         connection.plain.sender.adopt(view)
@@ -131,17 +127,20 @@ def fall_back(
         connection.data_receiver.buffer.append(piece)
     if connection.state is ConnectionState.CONNECTING and subflow.tcp.is_established:
         connection.state = ConnectionState.ESTABLISHED
-    if connection.was_multipath:
+    if connection.was_multipath and connection.failure is None:
         connection.event(EventKind.FELL_BACK, now, subflow=subflow, reason=reason.value)
 
 
-def become_plain(connection: Connection, subflow: Subflow, parting: tuple[MptcpOption, ...] = ()) -> None:
-    """``subflow`` is regular TCP from here on, and all there is. ``parting``: options that still have to be said."""
+def become_plain(connection: Connection, subflow: Subflow, final: MptcpOption | None = None) -> None:
+    """``subflow`` is regular TCP from here on, and all there is. ``final``: what its next data still carries."""
     connection.plain = subflow.tcp
     subflow.pending = False
+    # An MP_FAIL that has not gone out yet still has to.
+    waiting = subflow.signals.waiting if subflow.signals is not None else ()
+    parting = [option for option in waiting if isinstance(option, MpFail)]
     subflow.signals = None
     subflow.join_deadline = subflow.deadline = NEVER
-    subflow.tcp.become_plain(connection.data_receiver, parting)
+    subflow.tcp.become_plain(connection.data_receiver, parting, final)
     if connection.token:
         connection.environment.release_token(connection.token)
         connection.token = 0
@@ -189,35 +188,3 @@ def infinite_mapping(connection: Connection, subflow: Subflow) -> MptcpOption:
     ssn = subflow.tcp.sender.end - subflow.tcp.iss - (sender.nxt - sender.una)
     checksum = 0 if connection.checksum else None
     return Dss(None, False, sender.una & 0xFFFFFFFFFFFFFFFF, True, ssn & 0xFFFFFFFF, 0, checksum)
-
-
-def checksum_failed(
-    connection: Connection, subflow: Subflow, mapping: Mapping, held: list[memoryview], now: int
-) -> None:
-    fail = MpFail(mapping.dsn & 0xFFFFFFFFFFFFFFFF)
-    if not connection.may_fall_back(subflow) or mapping.dsn != connection.data_receiver.nxt:
-        # RFC 8684 §3.7: "the affected subflow must be immediately closed with a RST that includes an MP_FAIL option"
-        subflow.close_reason = "checksum"
-        connection.break_subflow(subflow, fail)
-        return
-    # RFC 8684 §3.7: "if a receiver identifies a checksum failure when there is only one path, it will send back an
-    # MP_FAIL option on the subflow-level ACK". The octets are delivered as the middlebox made them: from here on
-    # this is regular TCP, where nobody would have noticed.
-    for piece in held:
-        connection.data_receiver.buffer.append(piece)
-        connection.data_receiver.bytes_received += len(piece)
-    fall_back(connection, subflow, FallbackReason.CHECKSUM, now, also=fail)
-
-
-def handle_fail(connection: Connection, subflow: Subflow, option: MpFail, now: int) -> Verdict:
-    """MP_FAIL on an ACK: the peer has one subflow and its checksum failed (RFC 8684 §3.7)."""
-    connection.counters.bump("mp_fail_received")
-    if not connection.may_fall_back(subflow):
-        subflow.reset_reason = MpFail(connection.data_receiver.nxt & 0xFFFFFFFFFFFFFFFF)
-        subflow.close_reason = "middlebox"
-        return Verdict.RESET
-    # RFC 8684 §3.7: "the receiver of an MP_FAIL MUST also respond with an MP_FAIL in the reverse direction and
-    # entirely revert to a regular TCP session"
-    fail = MpFail(connection.data_receiver.nxt & 0xFFFFFFFFFFFFFFFF)
-    fall_back(connection, subflow, FallbackReason.MP_FAIL, now, infinite=True, also=fail)
-    return Verdict.ACCEPT

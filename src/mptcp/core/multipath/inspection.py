@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def connection_info(connection: Connection) -> ConnectionInfo:
     sender, receiver = connection.data_sender, connection.data_receiver
     infos = connection.subflows()
-    multipath = connection.plain is None
+    multipath = connection.is_multipath
     return ConnectionInfo(
         is_multipath=multipath,
         fallback_reason=connection.fallback_reason,

@@ -46,7 +46,7 @@ def open_subflow(
     ``interface``: leave by this one, not by the address's. ``segments``: IPv6 addresses that its packets visit before
     they reach ``remote`` (RFC 8754); of at most MAX_SEGMENTS.
     """
-    if connection.plain is not None:
+    if not connection.is_multipath:
         raise PathError(f"this connection is regular TCP: {connection.fallback_reason}", errno.EOPNOTSUPP)
     if not connection.is_fully_established or connection.is_closing:
         # RFC 8684 §3.1: "new subflows MUST NOT be established ... until a DSS option has been successfully
@@ -92,7 +92,7 @@ def accept_join(
     connection: Connection, local: Endpoint, remote: Endpoint, syn: Segment, join: MpJoinSyn, now: int
 ) -> MpTcprst | None:
     """A SYN with our token. None if it is being answered, else what the RST that refuses it says."""
-    if connection.plain is not None or not connection.remote_key or connection.is_closing:
+    if not connection.is_multipath or not connection.remote_key or connection.is_closing:
         return MpTcprst(RST_MPTCP_SPECIFIC)
     if connection.config.deny_join_initial and local == connection.local:
         return MpTcprst(RST_ADMINISTRATIVELY_PROHIBITED)

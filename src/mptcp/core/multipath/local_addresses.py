@@ -80,7 +80,7 @@ def allows(connection: Connection, address: bytes) -> bool:
 
 def add_local(connection: Connection, local: Endpoint, now: int, *, tell_manager: bool = True) -> None:
     """The connection may use ``local`` from now on (port 0: any), and the path manager hears of it."""
-    if connection.plain is not None:
+    if not connection.is_multipath:
         raise PathError(f"this connection is regular TCP: {connection.fallback_reason}", errno.EOPNOTSUPP)
     # RFC 6897 §7: "These functions don't add security threats if the MPTCP stack verifies that the addresses provided
     # by the application are indeed available as source addresses for subflows."
@@ -100,7 +100,7 @@ def add_local(connection: Connection, local: Endpoint, now: int, *, tell_manager
 
 def remove_local(connection: Connection, address: bytes, now: int) -> None:
     """The connection uses ``address`` no more: alternatives first, then its subflows are closed, then REMOVE_ADDR."""
-    if connection.plain is not None:
+    if not connection.is_multipath:
         raise PathError(f"this connection is regular TCP: {connection.fallback_reason}", errno.EOPNOTSUPP)
     known = address in usable_addresses(connection) or connection.paths.knows_local(address)
     if not known and not _from(connection, address):

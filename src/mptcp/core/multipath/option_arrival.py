@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mptcp.core.multipath import unmapped
+from mptcp.core.multipath import checksum_failure, unmapped
 from mptcp.core.multipath.closing import delivered_by, handle_fastclose
-from mptcp.core.multipath.fallback import FallbackReason, fall_back, handle_fail, take_infinite_mapping
+from mptcp.core.multipath.fallback import FallbackReason, fall_back, take_infinite_mapping
 from mptcp.core.multipath.mapping import Mapping
 from mptcp.core.multipath.role import Role
 from mptcp.core.tcp.extension import Verdict
@@ -58,7 +58,10 @@ def handle_dss(subflow: Subflow, dss: Dss, segment: Segment, now: int) -> Verdic
         # RFC 8684 §3.3.1: "setting the Data-Level Length field of the DSS option to the reserved value of 0"
         if connection.is_alone(subflow):
             if take_infinite_mapping(connection, subflow, dsn, dss.ssn):
-                fall_back(connection, subflow, FallbackReason.INFINITE_MAPPING, now)
+                if connection.failure is not None:
+                    checksum_failure.revert(connection, subflow, now)
+                else:
+                    fall_back(connection, subflow, FallbackReason.INFINITE_MAPPING, now)
                 return Verdict.ACCEPT
             # Octets before it have lost their mapping on the way, and nobody will send them again.
             connection.counters.bump("infinite_mapping_gap")
@@ -131,7 +134,7 @@ def handle_signal(subflow: Subflow, option: MptcpOption, segment: Segment, now: 
     elif isinstance(option, MpFastclose):
         return handle_fastclose(connection, subflow, option, segment, now)
     elif isinstance(option, MpFail):
-        return handle_fail(connection, subflow, option, now)
+        return checksum_failure.handle_fail(connection, subflow, now)
     elif isinstance(option, MpJoinAck):
         # The fourth packet was lost: RFC 8684 §3.2 has the third one repeated until it is acknowledged.
         if subflow.role is Role.JOIN_SERVER and not segment.length:
@@ -150,6 +153,10 @@ def handle_missing(subflow: Subflow, segment: Segment, now: int) -> Verdict:
         # The acknowledgement of a FIN is not one of data, and a subflow that ends is nothing to fall back to.
         return Verdict.ACCEPT
     acknowledges_data = unwrap32(segment.ack, subflow.tcp.sender.una) > subflow.tcp.sender.una
+    if acknowledges_data and connection.failure is not None:
+        # The peer has reverted already: nobody there speaks of the data level any more.
+        checksum_failure.revert(connection, subflow, now)
+        return Verdict.ACCEPT
     if acknowledges_data and not subflow.dss_seen:
         # RFC 8684 §3.7: "If, however, an ACK is received for data (not just for the SYN) without a DSS option
         # containing a Data ACK, the sender determines that the path is not MPTCP capable."

@@ -214,7 +214,7 @@ class PathManagement:
         connection = self._connection
         # A peer that has joined need not have sent data yet.
         ready = connection.is_fully_established or len(connection.subflows_by_id) > 1
-        if ready and connection.plain is None and not connection.is_closing:
+        if ready and connection.is_multipath and not connection.is_closing:
             self.run(manager.on_established(self.facts(now)), now)
         self._connection.touch()
 
@@ -230,7 +230,7 @@ class PathManagement:
 
     def subflow_failing(self, subflow: Subflow, now: int) -> None:
         connection = self._connection
-        if connection.is_fully_established and connection.plain is None and not connection.is_closing:
+        if connection.is_fully_established and connection.is_multipath and not connection.is_closing:
             timeouts = subflow.tcp.sender.consecutive_timeouts
             self.run(self.manager.on_subflow_failing(self.facts(now), subflow.id, timeouts), now)
 

@@ -38,7 +38,7 @@ def set_path_manager(connection: Connection, factory: Callable[[], PathManager],
 
 def set_wanted_subflows(connection: Connection, count: int, now: int) -> None:
     """PathError for a number that the connection cannot have."""
-    if connection.plain is not None:
+    if not connection.is_multipath:
         raise PathError(f"this connection is regular TCP: {connection.fallback_reason}")
     if not 1 <= count <= connection.config.max_subflows:
         raise PathError(f"the number of subflows must be between 1 and {connection.config.max_subflows}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mptcp.core.multipath import handshake, keys, option_arrival, subflow_failure, unmapped
+from mptcp.core.multipath import checksum_failure, handshake, keys, option_arrival, subflow_failure, unmapped
 from mptcp.core.multipath.closing import handle_fastclose
-from mptcp.core.multipath.fallback import FallbackReason, checksum_failed, fall_back
+from mptcp.core.multipath.fallback import FallbackReason, fall_back
 from mptcp.core.multipath.mapping import Mapping, ReceivedMappings, dss_checksum
 from mptcp.core.multipath.role import Role
 from mptcp.core.multipath.signals import Signals
@@ -314,6 +314,8 @@ class Subflow(Extension):
                 mapping = self.mapping = self.mappings.find(ssn)
                 if mapping is None:
                     unmapped.hold(self, ssn, payload, now)
+                    if connection.failure is not None:
+                        checksum_failure.revert(connection, self, now)  # an infinite mapping that was lost on the way
                     return
             if self.unmapped is not None:
                 # In order, and mapped again: what is held lies before it, and its mapping is lost. The peer sees that
@@ -332,8 +334,6 @@ class Subflow(Extension):
                     mapping.held = []
                 mapping.held.append(payload)
                 if ssn + len(payload) == mapping.end and not self._release(mapping, now):
-                    if rest is not None and connection.is_plain:
-                        connection.data_receiver.buffer.append(rest)
                     return
             if rest is None:
                 return
@@ -353,8 +353,7 @@ class Subflow(Extension):
                 dsn += len(piece)
             return True
         connection.counters.bump("data_checksum_failed")
-        checksum_failed(connection, self, mapping, held, now)
-        return False
+        return checksum_failure.handle_mismatch(connection, self, mapping, held, now)
 
     # --- what happens -----------------------------------------------------------------------------------------------------
     def handle_fin(self, now: int) -> None:

@@ -19,7 +19,7 @@ OF_THE_CONNECTION = frozenset({"send_buffer_bytes", "receive_buffer_bytes", "rec
 
 def find(connection: Connection, subflow_id: int) -> Subflow:
     """PathError: EOPNOTSUPP after fallback, EINVAL for an id that no open subflow has."""
-    if connection.plain is not None:
+    if not connection.is_multipath:
         raise PathError(f"this connection is regular TCP: {connection.fallback_reason}", errno.EOPNOTSUPP)
     subflow = connection.subflows_by_id.get(subflow_id)
     if subflow is None or subflow.tcp.is_over:

@@ -102,6 +102,9 @@ def handle_closed(connection: Connection, subflow: Subflow, error: Exception | N
             # RFC 8684 §3.1: no further subflow before the peer has shown that it knows our key: none can be waited for.
             connection.end(error or ConnectionWasReset("the connection was reset"), now)
             return
+        if connection.failure is not None:
+            connection.end(error or ConnectionWasReset("the connection was reset"), now)
+            return
         if connection.lonely_since_us == NEVER:
             connection.lonely_since_us = now
         # RFC 8684 §3.2: "If the token is unknown ... containing an MP_TCPRST option (Section 3.6) with an "MPTCP

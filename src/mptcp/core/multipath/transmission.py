@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mptcp.core.multipath import closing
+from mptcp.core.multipath import checksum_failure, closing
 from mptcp.core.multipath.connection_state import ConnectionState
 from mptcp.core.multipath.data_sender import MAX_MAPPING, Chunk
 from mptcp.core.multipath.mapping import Mapping, dss_checksum
@@ -31,6 +31,8 @@ MAX_COPIED_SEGMENTS = 8
 
 
 def push(connection: Connection, now: int) -> None:
+    if connection.failure is not None and not checksum_failure.push(connection, now):
+        return
     sender = connection.data_sender
     while sender.has_reinjections and push_reinjection(connection, now):
         pass

@@ -71,7 +71,7 @@ class Connection:
     __slots__ = (
         "_can_send", "_challenges", "_extension", "_fast", "_reply", "_told_closed", "acks_requested", "cached_options",
         "config", "counters", "ecn", "entropy", "error", "fin_received", "fin_wanted", "gso_max_bytes", "irs", "iss",
-        "keepalive", "last_received_us", "last_window_field", "local", "max_window", "orphan", "parting", "passive",
+        "keepalive", "last_received_us", "last_window_field", "local", "max_window", "orphan", "parting", "parting_data", "parting_end", "passive",
         "path_mtu", "peer_mss", "probe_wanted", "receive_urgent", "receiver", "remote", "segments_received", "segments_sent",
         "send_scale", "send_urgent", "sender", "slow_at", "soft_error", "state", "syn_retransmissions", "syn_sent_at",
         "syn_started_at", "syn_wanted", "timer", "timestamps", "user_timeout", "window_ack", "window_scaling",
@@ -128,6 +128,8 @@ class Connection:
         self.probe_wanted = False
         self.fin_received = False
         self.parting: list[MptcpOption] | None = None  # of an extension that has gone
+        self.parting_data: MptcpOption | None = None
+        self.parting_end = 0  # what comes before it was sent by the extension
         self.orphan = False  # the application has closed it
         self.send_urgent = 0  # SND.UP, 0: none
         self.receive_urgent = 0  # RCV.UP, 0: none
@@ -200,7 +202,7 @@ class Connection:
             mss -= TIMESTAMP_OPTION_BYTES
         if extension is not None:
             mss -= (extension.data_overhead_bytes + 3) & ~3
-        elif self.parting:
+        elif self.parting_data is not None:
             mss -= MAX_PARTING_BYTES
         return max(mss, 1)
 
@@ -413,25 +415,34 @@ class Connection:
         """A segment that the peer has to answer if it is there."""
         self.probe_wanted = True
 
-    def become_plain(self, stream: StreamReceiver, parting: Sequence[MptcpOption] = ()) -> None:
-        """Fallback: regular TCP from now on; ``parting`` options still go out, one on each of the next segments.
+    def become_plain(
+        self, stream: StreamReceiver, parting: Sequence[MptcpOption] = (), with_data: MptcpOption | None = None
+    ) -> None:
+        """Fallback: regular TCP from now on. ``parting`` options still go out, one on each of the next acknowledgements;
+        ``with_data`` on every segment with data, until one that is new has been acknowledged.
 
         ``stream`` has the ``buffer`` (what is in order and not read yet) and ``tuner`` to go on with.
         """
         self.receiver.buffer = stream.buffer
         self.receiver.tuner = stream.tuner
         self.parting = list(parting) or None
+        self.parting_data = with_data
+        self.parting_end = self.sender.end
         self.extension = None
+        if parting:
+            self.send_ack(len(parting))
 
-    def take_parting(self) -> tuple[MptcpOption, ...]:
-        """The next parting option, for a segment that is being made."""
-        parting = self.parting
-        if not parting:
+    def take_parting(self, with_data: bool) -> tuple[MptcpOption, ...]:
+        """The parting option for a segment that is being made."""
+        if not with_data:
+            return (self.parting.pop(0),) if self.parting else ()
+        option = self.parting_data
+        if option is None:
             return ()
-        option = parting.pop(0)
-        if not parting:
-            self.parting = None
+        if self.sender.una > self.parting_end:
+            self.parting_data = None
             self.update_mss()
+            return ()
         return (option,)
 
     def send_ack(self, count: int = 1) -> None:

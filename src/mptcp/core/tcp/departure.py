@@ -31,7 +31,7 @@ def make_data(connection: Connection, record: Record, now: int) -> Segment:
     extension = connection.extension
     room = MAX_OPTION_BYTES - TIMESTAMP_OPTION_BYTES if timestamps.enabled else MAX_OPTION_BYTES
     mptcp: tuple[MptcpOption, ...] = (
-        connection.take_parting() if extension is None else extension.data_options(record, room)
+        connection.take_parting(length > 0) if extension is None else extension.data_options(record, room)
     )
     blocks: tuple[tuple[int, int], ...] = ()
     sacks_left_out = False
@@ -120,7 +120,9 @@ def make_ack(connection: Connection, now: int, seq: int = -1) -> Segment:
     whole = extension is not None and extension.claims_whole_ack
     timed = connection.timestamps.enabled and not whole
     room = MAX_OPTION_BYTES - TIMESTAMP_OPTION_BYTES if timed else MAX_OPTION_BYTES
-    mptcp: tuple[MptcpOption, ...] = connection.take_parting() if extension is None else extension.ack_options(room)
+    mptcp: tuple[MptcpOption, ...] = (
+        connection.take_parting(False) if extension is None else extension.ack_options(room)
+    )
     blocks: tuple[tuple[int, int], ...] = ()
     if receiver.sack_enabled and (receiver.reassembly is not None or receiver.duplicate is not None):
         blocks = receiver.sack_blocks(sack_blocks_that_fit(room - padded_bytes(mptcp)))
