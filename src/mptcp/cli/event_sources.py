@@ -396,7 +396,10 @@ class UserEvents(EventSource):
         pause = max(0.0, min(timeout_s, self._next_search - time.monotonic()))
         if not self._streams:
             time.sleep(pause)
-        ready = select.select([lines for lines, _ in self._streams.values()], [], [], pause)[0] if self._streams else []
+        waiting = [lines for lines, _ in self._streams.values()]
+        ready = [lines for lines in waiting if lines.has_line]  # what came together with the first line, for one
+        if not ready and waiting:
+            ready = select.select(waiting, [], [], pause)[0]
         told: list[Told] = []
         for path, (lines, process) in list(self._streams.items()):
             if lines not in ready:

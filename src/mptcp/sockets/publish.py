@@ -332,7 +332,7 @@ def _stack_from_json(told: dict[str, Any]) -> PublishedStack:
 
 
 class PublishedLines:
-    """The lines that a published stack sends, as JSON objects; ``fileno`` is readable when there may be more.
+    """The lines that a published stack sends, as JSON objects. There may be more when ``has_line``, or ``fileno`` is readable.
 
     ConnectionError (or what connect raises) if the process is gone.
     """
@@ -358,13 +358,19 @@ class PublishedLines:
         while (line := self._line()) is not None:
             yield line
 
+    @property
+    def has_line(self) -> bool:
+        """Whether a line came together with the last one: ``fileno`` says nothing of that."""
+        return b"\n" in self._buffer
+
     def read(self) -> list[dict[str, Any]]:
-        """What has come, without waiting. ConnectionError when the other side has closed."""
+        """What has come, without waiting. ConnectionError when the other side has closed, and all has been read."""
         self._socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):
-            while True:
-                if not self._receive():
-                    raise ConnectionResetError(errno.ECONNRESET, "the stack is gone")
+            while self._receive():
+                pass
+            if not self.has_line:
+                raise ConnectionResetError(errno.ECONNRESET, "the stack is gone")
         found = []
         while (line := self._take()) is not None:
             found.append(line)

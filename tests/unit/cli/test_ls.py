@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -119,6 +120,31 @@ def test_events_command(pair: tuple[Any, Any], capsys: pytest.CaptureFixture[str
     head, event = map(json.loads, capsys.readouterr().out.splitlines())
     assert head["complete"]
     assert event["connection"]["remote"] == "10.0.0.2:80"
+
+
+def test_events_that_come_with_the_greeting_and_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stack that says everything at once and is gone: all of it is told."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "mptcp").mkdir(mode=0o700)
+    lines = [{"pid": 7, "program": "prog"}, *({"event": "closed", "at_us": n} for n in range(3))]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "mptcp" / "7-1.sock"))
+        listener.listen()
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.sendall("".join(json.dumps(line) + "\n" for line in lines).encode())
+                sock.recv(64)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert app.run(["events", "--stack", "user", "-n", "3", "--json"]) == 0
+        thread.join()
+    _, *told = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [each["event"] for each in told] == ["closed"] * 3
 
 
 def test_events_for_a_while(
