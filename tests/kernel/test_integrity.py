@@ -25,8 +25,8 @@ BLOCK = 1 * MIB
 STALL_S = 0.5
 
 
-#: Linux itself puts octets in a wrong place in about one of seventy transfers with a hundred changes, where the send buffer
-#: is held (docs/kernel.md, "A fault of the kernel"); none of them has been in this package's hands. So many in a row are not its.
+#: Linux itself puts octets in a wrong place at times, far less often where the send buffer is held (docs/kernel.md, "A fault of
+#: the kernel"); none of them has been in this package's hands. So many wrong transfers in a row are not the kernel's.
 ATTEMPTS = 3
 
 
