@@ -226,3 +226,65 @@ def test_what_a_stack_cannot_do_says_what_to_do_instead(world: Connected) -> Non
     assert world.client.supports("inheritable").fix
     with pytest.raises(NotSupportedError):
         world.near.set_inheritable(True)
+
+
+# --- links and addresses ----------------------------------------------------------------------------------------------
+def errno_of(call: Callable[[], Any]) -> int | None:
+    """The errno; the sentence is in the error, or in its cause where the standard library has an error of its own."""
+    with pytest.raises(OSError) as caught:
+        call()
+    assert isinstance(caught.value, PathError) or isinstance(caught.value.__cause__, PathError)
+    return caught.value.errno
+
+
+def test_a_stack_whose_links_or_addresses_cannot_be(world: Connected) -> None:
+    near, far = LoopbackLink.pair("same")
+    with pytest.raises(ConfigurationError, match="names of their own: samea, samea"):
+        mptcp.UserStack([near, near], {near.name: [world.here]})
+    with pytest.raises(ConfigurationError, match="hidden addresses are addresses of the stack"):
+        mptcp.UserStack([near], [world.here], hidden=[world.there])
+    with pytest.raises(ConfigurationError, match="no link is called 'nowhere'"):
+        world.client.add_address(other_host(world.family, 1), "nowhere")
+    near.close()
+    far.close()
+    world.check()
+
+
+def test_a_link_that_is_down(world: Connected) -> None:
+    world.check()
+    index, name = world.client.interfaces()[0]
+    world.client.set_link_up(name, False)
+    local = (world.here, 0)
+    for interface in (index, name):
+        call = lambda interface=interface: world.near.open_subflow(local=local, interface=interface)  # noqa: E731
+        assert errno_of(call) == errno.ENETDOWN
+    assert errno_of(
+        lambda: world.client.socket(world.family).setsockopt(std.SOL_SOCKET, std.SO_BINDTODEVICE, name.encode())
+    ) == errno.ENETDOWN  # fmt: skip
+    world.client.set_link_up(name, True)
+    world.near.open_subflow(local=local)
+    world.check()
+
+
+def test_a_device_or_addresses_of_the_other_family_only(world: Connected) -> None:
+    other = std.AF_INET6 if world.family == std.AF_INET else std.AF_INET
+    with world.client.socket(other) as sock:
+        sock.setsockopt(std.SOL_SOCKET, std.SO_BINDTODEVICE, world.client.interfaces()[0][1].encode())
+        assert errno_of(lambda: sock.connect((ADDRESSES[other][1], 80))) == errno.EADDRNOTAVAIL
+    with world.server.socket(other) as sock:
+        if other == std.AF_INET6:
+            sock.setsockopt(std.IPPROTO_IPV6, std.IPV6_V6ONLY, 1)
+        sock.add_addresses([world.there])
+        sock.bind(("", 81))
+        assert errno_of(sock.listen) == errno.EADDRNOTAVAIL
+    world.check()
+
+
+def test_a_connection_that_is_not_there_yet(world: Connected) -> None:
+    sock = world.client.socket(world.family)
+    sock.setblocking(False)
+    assert sock.connect_ex((other_host(world.family, 9), 80)) == errno.EINPROGRESS
+    assert errno_of(sock.subflow_addresses) == errno.ENOTCONN
+    assert errno_of(lambda: sock.getsockopt(TCP, mptcp.TCP_MULTIPATH_SUBFLOWS, 64)) == errno.ENOTCONN
+    sock.close()
+    world.check()
