@@ -81,6 +81,17 @@ def test_a_subflow_that_is_not_there(world: Any) -> None:
     world.echo(client, accepted)
 
 
+def test_ends_of_two_families(world: Any) -> None:
+    # Draft §3.2: "both addresses must be of the same type"
+    client, accepted = world.pair()
+    here, there = world.client_addresses[1], world.server_addresses[1]
+    for remote, local in ((world.other_family_server, here), (there, world.other_family_client)):
+        call = lambda remote=remote, local=local: client.open_subflow((remote, 8080), (local, 0))  # noqa: E731
+        assert error_of(call) == errno.EINVAL
+    assert len(client.subflows()) == 1
+    world.echo(client, accepted)
+
+
 # --- addresses --------------------------------------------------------------------------------------------------------
 def test_announcing_what_cannot_be(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     client, accepted = world.pair()
@@ -95,6 +106,15 @@ def test_announcing_what_cannot_be(world: Any, monkeypatch: pytest.MonkeyPatch) 
     assert error_of(lambda: client.add_address(world.client_addresses[1], 1023)) == errno.EACCES
     assert len(accepted.remote_addresses()) == 1
     world.echo(client, accepted)
+
+
+@pytest.mark.kernel_differs("the kernel announces no address that the peer knows", errno=errno.EINVAL)
+def test_announcing_what_the_peer_knows(world: Any) -> None:
+    client, accepted = world.pair()
+    client.add_address(world.client_addresses[0])
+    world.echo(client, accepted)
+    assert len(accepted.remote_addresses()) == 1
+    assert len(client.subflows()) == 1
 
 
 @pytest.mark.kernel_differs("the kernel keeps it until it can be sent")

@@ -279,6 +279,31 @@ def test_strategies_that_cannot_be_had_fail_at_once(stack: KernelStack) -> None:
             stack.socket(config=config)
 
 
+def test_settings_that_no_option_has(stack: KernelStack, host: str) -> None:
+    for config in (mptcp.TcpConfig(ecn=True), mptcp.TcpConfig(window_scaling=False), mptcp.TcpConfig(data_retries=3)):
+        with pytest.raises(NotSupportedError, match=r"TcpConfig\..*: the kernel's stack has no option for it"):
+            stack.socket(kind_of(host), config=ConnectionConfig(tcp=config))
+
+
+def test_what_a_connection_cannot_have(stack: KernelStack, host_namespace: Namespace, host: str) -> None:
+    host_namespace.sysctl("net.mptcp.pm_type", 1)
+    client, accepted = connected(stack, host)
+    with client, accepted:
+        for call, number in (
+            (lambda: client.set_weight(1, 2), errno.EOPNOTSUPP),
+            (lambda: client.set_scheduler("round-robin"), errno.EOPNOTSUPP),
+            (lambda: client.close_subflow(1, how=std.SHUT_WR), errno.EOPNOTSUPP),
+            (lambda: setattr(client, "fate_sharing", True), errno.EOPNOTSUPP),
+            (lambda: client.add_address(host), errno.EADDRNOTAVAIL),  # none that a path could begin at
+        ):
+            with pytest.raises(mptcp.MptcpError) as caught:
+                call()
+            assert caught.value.errno == number  # type: ignore[attr-defined]
+            assert len(str(caught.value)) > 20
+        client.sendall(b"on")
+        assert accepted.recv(2) == b"on"
+
+
 def test_profiles_that_can_be_had(stack: KernelStack) -> None:
     for name in ("bulk", "latency", "steady", "hot-standby", "handover", "interactive"):
         with stack.socket(proto=262) as sock:

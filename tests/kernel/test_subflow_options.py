@@ -15,7 +15,7 @@ import pytest
 
 from mptcp.info import Endpoint, SubflowState
 from mptcp.kernel import bpf, sockopt
-from mptcp.kernel.bpf.option_table import OPTIONS, SOL_IPV6, SOL_SOCKET, SOL_TCP, SubflowOption
+from mptcp.kernel.bpf.option_table import MAX_VALUE, OPTIONS, SOL_IPV6, SOL_SOCKET, SOL_TCP, SubflowOption
 from mptcp.kernel.bpf.subflow_options import SubflowOptions
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.testing.netns import Namespace
@@ -162,8 +162,11 @@ def test_the_namespace_counts(
         assert here.get(*ends(sock), SOL_TCP, socket.TCP_NODELAY) == bytes(4)
 
 
-def test_wrong_values(namespace: Namespace, options: SubflowOptions, make_pair: Callable[..., Pair]) -> None:
-    subflow = ends(make_pair(namespace, "127.0.0.1")[0])
+def test_wrong_values(
+    namespace: Namespace, options: SubflowOptions, make_pair: Callable[..., Pair], family: int
+) -> None:
+    kind, host = (socket.AF_INET, "127.0.0.1") if family == 4 else (socket.AF_INET6, "::1")
+    subflow = ends(make_pair(namespace, host, kind)[0])
     for value, number in ((struct.pack("=i", -5), errno.EINVAL), (b"", errno.EINVAL), (b"\1", errno.EINVAL)):
         with pytest.raises(OSError, match="TCP_USER_TIMEOUT does not take this value") as caught:
             options.set(*subflow, SOL_TCP, socket.TCP_USER_TIMEOUT, value)
@@ -177,6 +180,27 @@ def test_wrong_values(namespace: Namespace, options: SubflowOptions, make_pair: 
     with pytest.raises(OSError, match="option 1 of level 284 cannot be read") as caught:
         options.get(*subflow, sockopt.SOL_MPTCP, 1)
     assert caught.value.errno == errno.ENOPROTOOPT
+    with pytest.raises(OSError, match=f"at most {MAX_VALUE} octets") as caught:
+        options.set(*subflow, SOL_TCP, socket.TCP_CONGESTION, bytes(MAX_VALUE + 1))
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(OSError, match="at least one octet") as caught:
+        options.get(*subflow, SOL_TCP, socket.TCP_USER_TIMEOUT, 0)
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(OSError, match="cannot be set") as caught:
+        options.set(*subflow, socket.SOL_SOCKET, socket.SO_RCVLOWAT, bytes(4))
+    assert caught.value.errno == errno.ENOPROTOOPT
+    for wrong, says, number in (
+        (
+            (subflow[0], Endpoint.parse("2001:db8::1" if family == 4 else "192.0.2.1", 9)),
+            "not of the same family",
+            errno.EINVAL,
+        ),
+        ((subflow[0], Endpoint(subflow[1].address, 1 << 16)), "no addresses with ports", errno.EINVAL),
+        ((subflow[0], Endpoint(subflow[1].address, 9)), "there is no subflow from", errno.ENOENT),
+    ):
+        with pytest.raises(OSError, match=says) as caught:
+            options.get(*wrong, SOL_TCP, socket.TCP_USER_TIMEOUT)
+        assert caught.value.errno == number
     assert options.get(*subflow, SOL_TCP, socket.TCP_USER_TIMEOUT, 2) == b"\0\0"
 
 
