@@ -143,11 +143,12 @@ def test_afterwards_everything_is_as_before() -> None:
     far.close()
 
 
-def test_what_the_stack_cannot_reach_fails_as_the_system_says_it(sides: Sides) -> None:
+@pytest.mark.parametrize(("family", "strange"), [("v4", "127.0.0.1"), ("v6", "::1")])
+def test_what_the_stack_cannot_reach_fails_as_the_system_says_it(sides: Sides, family: str, strange: str) -> None:
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((HOSTS["v4"][1], 9), timeout=30)
+        socket.create_connection((HOSTS[family][1], 9), timeout=30)
     with pytest.raises(OSError, match="assign"):
-        socket.create_server(("127.0.0.1", 0))
+        socket.create_server((strange, 0), family=socket.AF_INET6 if family == "v6" else socket.AF_INET)
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------
@@ -231,9 +232,11 @@ def test_http_server(sides: Sides, family: str) -> None:
         assert fetch(sides.peer, HOSTS[family][0], 8080) == CONTENT
 
 
-def test_select_and_a_thread_that_accepts(sides: Sides) -> None:
-    server = socket.create_server((HOSTS["v4"][0], 8081))
-    client = sides.peer.socket()
+@pytest.mark.parametrize("family", HOSTS)
+def test_select_and_a_thread_that_accepts(sides: Sides, family: str) -> None:
+    kind = socket.AF_INET6 if family == "v6" else socket.AF_INET
+    server = socket.create_server((HOSTS[family][0], 8081), family=kind)
+    client = sides.peer.socket(kind)
     client.connect(server.getsockname())
     assert select.select([server], [], [], 30)[0] == [server]
     accepted, address = server.accept()
@@ -269,7 +272,8 @@ class LoopThread:
         assert not self._thread.is_alive()
 
 
-def test_uvicorn(sides: Sides) -> None:
+@pytest.mark.parametrize(("family", "everywhere"), [("v4", "0.0.0.0"), ("v6", "::")])
+def test_uvicorn(sides: Sides, family: str, everywhere: str) -> None:
     uvicorn = pytest.importorskip("uvicorn")
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -280,7 +284,7 @@ def test_uvicorn(sides: Sides) -> None:
 
     async def main(thread: LoopThread) -> None:
         config = uvicorn.Config(
-            application, host="0.0.0.0", port=8082, lifespan="off", log_level="critical", loop="asyncio"
+            application, host=everywhere, port=8082, lifespan="off", log_level="critical", loop="asyncio"
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server._serve(None))
@@ -292,10 +296,11 @@ def test_uvicorn(sides: Sides) -> None:
         await serving
 
     with LoopThread(main):
-        assert fetch(sides.peer, HOSTS["v4"][0], 8082) == CONTENT
+        assert fetch(sides.peer, HOSTS[family][0], 8082) == CONTENT
 
 
-def test_an_aiohttp_server_that_sends_a_file(sides: Sides, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", HOSTS)
+def test_an_aiohttp_server_that_sends_a_file(sides: Sides, tmp_path: Path, family: str) -> None:
     """Its files go by ``loop.sendfile``, which the kernel cannot do with a connection that it does not see."""
     web = pytest.importorskip("aiohttp.web")
     (tmp_path / "file").write_bytes(CONTENT)
@@ -308,10 +313,10 @@ def test_an_aiohttp_server_that_sends_a_file(sides: Sides, tmp_path: Path) -> No
         application.router.add_get("/", answer)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, HOSTS["v4"][0], 8083).start()
+        await web.TCPSite(runner, HOSTS[family][0], 8083).start()
         thread.ready.set()
         await thread.ended.wait()
         await runner.cleanup()
 
     with LoopThread(main):
-        assert fetch(sides.peer, HOSTS["v4"][0], 8083, multipath=False) == CONTENT
+        assert fetch(sides.peer, HOSTS[family][0], 8083, multipath=False) == CONTENT
