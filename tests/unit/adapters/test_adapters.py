@@ -72,10 +72,17 @@ def httpd(stacks: Stacks) -> Iterator[str]:
     server.finish()
 
 
+@pytest.fixture(params=["10.0.0.2", "[fd00::2]"])
+def place(request: pytest.FixtureRequest) -> str:
+    """The server's address of either family, as URLs have it."""
+    text: str = request.param
+    return text
+
+
 @pytest.fixture
-def httpsd(stacks: Stacks, server_tls: ssl.SSLContext) -> Iterator[str]:
+def httpsd(stacks: Stacks, server_tls: ssl.SSLContext, place: str) -> Iterator[str]:
     server = Httpd(stacks, server_tls)
-    yield "https://10.0.0.2:8000/"
+    yield f"https://{place}:8000/"
     server.finish()
 
 
@@ -245,7 +252,7 @@ def test_httpx_async_tls(stacks: Stacks, httpsd: str, client_tls: ssl.SSLContext
     run(main)
 
 
-def test_httpcore(stacks: Stacks, httpsd: str, client_tls: ssl.SSLContext) -> None:
+def test_httpcore(stacks: Stacks, httpsd: str, place: str, client_tls: ssl.SSLContext) -> None:
     import httpcore
 
     from mptcp.adapters.httpcore import AsyncNetworkBackend, NetworkBackend
@@ -257,7 +264,7 @@ def test_httpcore(stacks: Stacks, httpsd: str, client_tls: ssl.SSLContext) -> No
             assert answer.content == BODY
             with pool.stream("GET", httpsd) as answer:
                 stream = answer.extensions["network_stream"]
-                assert stream.get_extra_info("server_addr") == ("10.0.0.2", 8000)
+                assert stream.get_extra_info("server_addr")[:2] == (place.strip("[]"), 8000)
                 assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
                 answer.read()
         with pytest.raises(httpcore.ConnectError):
@@ -348,21 +355,21 @@ async def _echo(websocket: Any) -> None:
 @LOOPS
 @pytest.mark.parametrize("secure", [False, True], ids=["ws", "wss"])
 def test_websockets(
-    stacks: Stacks, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, factory: Any, secure: bool
+    stacks: Stacks, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, place: str, factory: Any, secure: bool
 ) -> None:
     from mptcp.adapters.websockets import connect, serve
 
     async def main() -> None:
         with mptcp.use(stacks.server):
-            server = await serve(_echo, "", 8000, **({"ssl": server_tls} if secure else {}))
-        url = "wss://10.0.0.2:8000/" if secure else "ws://10.0.0.2:8000/"
+            server = await serve(_echo, place.strip("[]"), 8000, **({"ssl": server_tls} if secure else {}))
+        url = f"wss://{place}:8000/" if secure else f"ws://{place}:8000/"
         with mptcp.use(stacks.client):
             async with await connect(url, **({"ssl": client_tls} if secure else {})) as websocket:
                 for message in ("hello", BODY):
                     await websocket.send(message)
                     assert await websocket.recv() == message
             with pytest.raises(ConnectionRefusedError):
-                await connect("ws://10.0.0.2:8001/")
+                await connect(f"ws://{place}:8001/")
         server.close()
         await server.wait_closed()
 
@@ -371,7 +378,7 @@ def test_websockets(
 
 @pytest.mark.parametrize("secure", [False, True], ids=["ws", "wss"])
 def test_websockets_blocking(
-    stacks: Stacks, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, secure: bool
+    stacks: Stacks, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, place: str, secure: bool
 ) -> None:
     from mptcp.adapters.websockets import connect_sync, serve_sync
 
@@ -380,17 +387,17 @@ def test_websockets_blocking(
             websocket.send(message)
 
     with mptcp.use(stacks.server):
-        server = serve_sync(echo, "", 8000, ssl=server_tls if secure else None)
+        server = serve_sync(echo, place.strip("[]"), 8000, ssl=server_tls if secure else None)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     with mptcp.use(stacks.client):
-        url = "wss://10.0.0.2:8000/" if secure else "ws://10.0.0.2:8000/"
+        url = f"wss://{place}:8000/" if secure else f"ws://{place}:8000/"
         with connect_sync(url, ssl=client_tls if secure else None) as websocket:
             for message in ("hello", BODY):
                 websocket.send(message)
                 assert websocket.recv(60) == message
         with pytest.raises(ConnectionRefusedError):
-            connect_sync("ws://10.0.0.2:8001/")
+            connect_sync(f"ws://{place}:8001/")
     server.shutdown()
     thread.join(60)
     assert not thread.is_alive()
@@ -412,7 +419,7 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @LOOPS
-def test_uvicorn(stacks: Stacks, factory: Any) -> None:
+def test_uvicorn(stacks: Stacks, place: str, factory: Any) -> None:
     import httpx
     import uvicorn
 
@@ -420,17 +427,21 @@ def test_uvicorn(stacks: Stacks, factory: Any) -> None:
     from mptcp.adapters.uvicorn import Server
 
     async def main() -> None:
-        server = Server(uvicorn.Config(_app, host="", port=8000, log_level="critical", lifespan="off"))
+        server = Server(
+            uvicorn.Config(
+                _app, host="" if place == "10.0.0.2" else "::", port=8000, log_level="critical", lifespan="off"
+            )
+        )
         with mptcp.use(stacks.server):
             serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.001)
         with mptcp.use(stacks.client):
             async with httpx.AsyncClient(transport=AsyncTransport()) as client:
-                answer = await client.get("http://10.0.0.2:8000/path")
+                answer = await client.get(f"http://{place}:8000/path")
                 assert answer.content == BODY
                 assert answer.headers["x-path"] == "/path"
-                assert (await client.post("http://10.0.0.2:8000/", content=b"posted")).content == b"posted"
+                assert (await client.post(f"http://{place}:8000/", content=b"posted")).content == b"posted"
         server.should_exit = True
         await serving
 
