@@ -8,7 +8,7 @@ import sys
 #: In this order; each is a program of its own, because some become root of namespaces of their own.
 NAMES = (
     "throughput", "sockets", "aggregation", "memory", "sim_transfer", "sim_network", "tcp_connection", "tcp_sender", "wire", "links", "udp",
-    "kernel_reading", "kernel_sockets", "kernel_events", "kernel_failure", "kernel_broker", "launch",
+    "kernel_reading", "kernel_sockets", "kernel_events", "kernel_failure", "kernel_stuck", "kernel_broker", "launch",
 )  # fmt: skip
 
 

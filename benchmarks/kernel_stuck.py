@@ -33,7 +33,7 @@ from mptcp.kernel.steering import ConnectionSteering
 from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.testing.netns import Lab, become_namespace_root, needs_kernel_mptcp, needs_namespaces
 
-KILLS: Final = 20
+KILLS: Final = 10
 WARM_S, AFTER_S, LAST_S = 0.7, 3.0, 1.0
 STUCK_SHARE: Final = 0.1
 NEVER_US: Final = 1 << 60
