@@ -101,7 +101,7 @@ class Names(ast.NodeVisitor):
         if isinstance(node, ast.IfExp):
             return self._texts(node.body) + self._texts(node.orelse)
         if isinstance(node, ast.JoinedStr):
-            return ["".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)]  # type: ignore[misc]
+            return ["".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)]
         if isinstance(node, ast.BinOp):
             left, right = self._texts(node.left) or ["{}"], self._texts(node.right) or ["{}"]
             return [a + b for a in left for b in right]

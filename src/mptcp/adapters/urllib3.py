@@ -7,7 +7,7 @@ print(PoolManager().request("GET", "http://server.example/").data)
 from __future__ import annotations
 
 import socket as std
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -18,22 +18,19 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 from mptcp.sockets.create import create_connection
 from mptcp.sockets.tls import adopt_context
 
-if TYPE_CHECKING:
-    from mptcp.sockets.base import AnySocket
-
 
 class MptcpConnection(HTTPConnection):
     """One HTTP connection."""
 
     def _new_conn(self) -> std.socket:
-        return _connect(self)  # type: ignore[return-value]
+        return _connect(self)
 
 
 class MptcpTlsConnection(HTTPSConnection):
     """One HTTPS connection."""
 
     def _new_conn(self) -> std.socket:
-        return _connect(self)  # type: ignore[return-value]
+        return _connect(self)
 
     def connect(self) -> None:
         if self.ssl_context is None:
@@ -61,7 +58,7 @@ class PoolManager(urllib3.PoolManager):
         self.pool_classes_by_scheme = {"http": MptcpConnectionPool, "https": MptcpTlsConnectionPool}
 
 
-def _connect(connection: HTTPConnection) -> AnySocket:
+def _connect(connection: HTTPConnection) -> std.socket:
     """What urllib3's own ``_new_conn`` does, with its exceptions."""
     host = connection._dns_host
     try:
@@ -77,4 +74,4 @@ def _connect(connection: HTTPConnection) -> AnySocket:
         raise ConnectTimeoutError(connection, message) from error
     except OSError as error:
         raise NewConnectionError(connection, f"Failed to establish a new connection: {error}") from error
-    return sock
+    return cast(std.socket, sock)  # one of this package's own has the methods

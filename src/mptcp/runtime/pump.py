@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from os import register_at_fork
 from select import EPOLLOUT
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mptcp.core.counters import Counters
 from mptcp.core.units import NEVER, SECOND
@@ -103,7 +103,7 @@ class Pump:
 
     def is_held(self) -> bool:
         """Whether this very thread holds the lock: then it is a finalizer or a signal handler that asks."""
-        return bool(self.lock._is_owned())  # type: ignore[attr-defined]
+        return bool(cast(Any, self.lock)._is_owned())
 
     # --- for the application's threads ----------------------------------------------------------------------------
     def check(self) -> None:

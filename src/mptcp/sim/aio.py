@@ -24,7 +24,7 @@ import errno
 import math
 import socket as std
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack, cast
 
 from mptcp.core.multipath.config import DEFAULT_CONFIG, ConnectionConfig
 from mptcp.core.units import NEVER, SECOND
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mptcp.core.multipath.listener import Listener
 
 _Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
 
 
 class Deadlock(RuntimeError):
@@ -149,7 +150,7 @@ class SimLoop(LoopMixin, asyncio.BaseEventLoop):
 
     def is_idle(self) -> bool:
         """Whether no callback is due: time may go on."""
-        return not self._ready  # type: ignore[attr-defined]
+        return not cast(Any, self)._ready
 
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0,  # noqa: A002
@@ -176,7 +177,9 @@ class SimLoop(LoopMixin, asyncio.BaseEventLoop):
         except ValueError:
             return []
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+    def run_in_executor(
+        self, executor: Any, func: Callable[[Unpack[_Arguments]], _Result], *args: *_Arguments
+    ) -> asyncio.Future[_Result]:
         """Calls at once: a thread has no place in virtual time."""
         future = self.create_future()
         try:
@@ -185,10 +188,10 @@ class SimLoop(LoopMixin, asyncio.BaseEventLoop):
             future.set_exception(error)
         return future
 
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
+    def add_reader(self, fd: Any, callback: Callable[[Unpack[_Arguments]], Any], *args: *_Arguments) -> None:
         raise NotSupportedError("a real descriptor has no place in virtual time")
 
-    def add_writer(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
+    def add_writer(self, fd: Any, callback: Callable[[Unpack[_Arguments]], Any], *args: *_Arguments) -> None:
         raise NotSupportedError("a real descriptor has no place in virtual time")
 
     def _process_events(self, event_list: list[object]) -> None:

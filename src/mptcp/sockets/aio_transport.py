@@ -53,6 +53,12 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
     _sendfile_compatible = _SendfileMode.FALLBACK
     _start_tls_compatible = True
 
+    if TYPE_CHECKING:  # the base has them
+
+        def _maybe_pause_protocol(self) -> None: ...
+
+        def _maybe_resume_protocol(self) -> None: ...
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -251,7 +257,7 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
                 return
             data = memoryview(data).cast("B")[taken:]
         self._keep(data)
-        self._maybe_pause_protocol()  # type: ignore[attr-defined]
+        self._maybe_pause_protocol()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """All of it as one piece: small buffers share a segment."""
@@ -276,7 +282,7 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
             return
         for piece in pieces:
             self._keep(piece)
-        self._maybe_pause_protocol()  # type: ignore[attr-defined]
+        self._maybe_pause_protocol()
 
     def _keep(self, data: bytes | bytearray | memoryview) -> None:
         if isinstance(data, bytearray) or (isinstance(data, memoryview) and not isinstance(data.obj, bytes)):
@@ -328,7 +334,7 @@ class StreamTransport(transports._FlowControlMixin):  # ``loop.sendfile`` asks f
         self._buffered_bytes -= total
         if total:
             self._driver.flush_soon(total)
-        self._maybe_resume_protocol()  # type: ignore[attr-defined]
+        self._maybe_resume_protocol()
         if not buffer:
             if self._closing:
                 self._lose(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.local_addresses import MAX_LISTED_ADDRESSES
@@ -46,8 +46,8 @@ class MultipathSettings:
     fate_sharing: bool | None = None  # None: as the policy says
     events: int = 0  # which events ``recvmsg`` gives, a bit for each kind
 
-    def changed(self, **changes: object) -> MultipathSettings:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def changed(self, **changes: Any) -> MultipathSettings:
+        return replace(self, **changes)
 
     def with_added(self, wanted: Sequence[Endpoint]) -> MultipathSettings:
         """These local addresses may be used. PathError ENOBUFS."""

@@ -51,8 +51,8 @@ class SocketOptions:
     v6_only: bool = False
     defer_accept_us: int = 0  # TCP_DEFER_ACCEPT
 
-    def changed(self, **changes: object) -> SocketOptions:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def changed(self, **changes: Any) -> SocketOptions:
+        return replace(self, **changes)
 
 
 DEFAULT_SOCKET_OPTIONS = SocketOptions()

@@ -100,8 +100,8 @@ class Policy:
             networks += tuple(Network(address, 128) for address in home_addresses())
         object.__setattr__(self, "_networks", networks)
 
-    def changed(self, **changes: object) -> Policy:
-        return replace(self, **changes)  # type: ignore[arg-type]
+    def changed(self, **changes: Any) -> Policy:
+        return replace(self, **changes)
 
     # --- where it comes from ----------------------------------------------------------------------------------------
     @classmethod

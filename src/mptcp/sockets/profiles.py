@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mptcp.core.congestion.base import CongestionFactory
 from mptcp.core.multipath.config import ConnectionConfig
@@ -139,7 +140,7 @@ class Profile:
         """``config`` with this profile; ``setup`` overrules when subflows are set up, and then nothing is guessed from what
         is expected."""
         scheduler, standby, when = self.scheduler, self.standby, setup or self._setup(expected)
-        tcp: dict[str, object] = {}
+        tcp: dict[str, Any] = {}
         if self.congestion is not None:
             tcp["congestion"] = self.congestion
         if self.no_delay is not None:
@@ -153,7 +154,7 @@ class Profile:
             # What the application offers in half a second is more than it can have under way.
             held = max(config.tcp.receive_buffer_bytes, rate * BUFFERED_US // (8 * SECOND))
             tcp["receive_buffer_max_bytes"] = max(config.tcp.receive_buffer_max_bytes, held)
-            tcp["send_buffer_bytes"] = max(int(tcp.get("send_buffer_bytes", config.tcp.send_buffer_bytes)), held)  # type: ignore[call-overload]
+            tcp["send_buffer_bytes"] = max(tcp.get("send_buffer_bytes", config.tcp.send_buffer_bytes), held)
             if self.scheduler is Steady and rate > LOW_RATE_BPS:
                 scheduler, standby = (lambda: Steady(rate)), False
         limit, backups = config.max_subflows, standby

@@ -145,9 +145,10 @@ class UdpStack(UserStack):
         self._virtual[where] = address
         self._ports.pop(where.address, None)
         self._ports[where.address] = where.port
-        for table in (self._virtual, self._ports):
+        tables: tuple[dict[Any, Any], ...] = (self._virtual, self._ports)
+        for table in tables:
             if len(table) > MAX_KNOWN:
-                del table[next(iter(table))]  # type: ignore[arg-type]
+                del table[next(iter(table))]
 
     def inner(self, local: Endpoint) -> Endpoint:
         """Of an outer address of this stack the virtual one; any other is given back as it is."""
