@@ -17,8 +17,8 @@ from mptcp.cli.connections import StackInUse, open_stack
 from mptcp.cli.fetch import Fetch, default_name, split_url
 from mptcp.cli.interruption import status_of
 from mptcp.cli.kernel_stack import KernelInUse, StackName, choose
-from mptcp.cli.link_option import DEFAULT_LINK
 from mptcp.cli.progress import TransferDisplay
+from mptcp.cli.stack_options import BackupOption, LinkOption, PcapOption, StackOption
 from mptcp.cli.udp import links_for, open_udp
 from mptcp.errors import ConfigurationError
 
@@ -33,24 +33,10 @@ def get(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write (default: the URL's name).")
     ] = None,
-    stack: Annotated[
-        StackName | None,
-        typer.Option(help="kernel (the default), or user: this package's own, the default with --link and --pcap."),
-    ] = None,
-    link: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"--stack user: link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).",
-            metavar="LINK",
-        ),
-    ] = None,
-    backup: Annotated[
-        list[str] | None,
-        typer.Option(help="One of our addresses whose subflows are only for when no other works.", metavar="ADDRESS"),
-    ] = None,
-    pcap: Annotated[
-        Path | None, typer.Option(help="--stack user: write every packet to this pcapng file.", metavar="FILE")
-    ] = None,
+    stack: StackOption = None,
+    link: LinkOption = None,
+    backup: BackupOption = None,
+    pcap: PcapOption = None,
     timeout: Annotated[float, typer.Option(help="Seconds without progress before giving up.", min=0.1)] = 60.0,
     sha256: Annotated[bool, typer.Option("--sha256", help="Print the file's SHA-256.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,

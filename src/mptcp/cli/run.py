@@ -10,7 +10,7 @@ import typer
 
 from mptcp.cli import run_program, run_python
 from mptcp.cli.kernel_stack import StackName
-from mptcp.cli.link_option import DEFAULT_LINK
+from mptcp.cli.stack_options import LinkOption, PcapOption
 from mptcp.errors import ConfigurationError
 from mptcp.kernel.launch.exceptions import Exceptions
 
@@ -48,13 +48,7 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="Do not run the program where its sockets cannot be made MPTCP.")
     ] = False,
-    link: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"--stack user: link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).",
-            metavar="LINK",
-        ),
-    ] = None,
+    link: LinkOption = None,
     backup: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,9 +63,7 @@ def run(
             help="--stack user: a policy file (docs/policy.md); else as the environment says.", metavar="FILE"
         ),
     ] = None,
-    pcap: Annotated[
-        Path | None, typer.Option(help="--stack user: write every packet to this pcapng file.", metavar="FILE")
-    ] = None,
+    pcap: PcapOption = None,
 ) -> None:
     """Run a program whose TCP sockets become MPTCP, without changing it."""
     arguments = list(context.args)

@@ -13,6 +13,7 @@ from mptcp.cli.connections import StackInUse, open_stack
 from mptcp.cli.file_server import FileServer
 from mptcp.cli.kernel_stack import KernelInUse, StackName, choose
 from mptcp.cli.link_option import DEFAULT_LINK, parse_links
+from mptcp.cli.stack_options import BackupOption, LinkOption, PcapOption, StackOption
 from mptcp.cli.udp import open_udp
 from mptcp.errors import ConfigurationError
 
@@ -22,24 +23,10 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", "-p", help="Port to listen on (of UDP with --link udp).", min=1, max=65535)
     ] = 8000,
-    stack: Annotated[
-        StackName | None,
-        typer.Option(help="kernel (the default), or user: this package's own, the default with --link and --pcap."),
-    ] = None,
-    link: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"--stack user: link and addresses, once per path (docs/cli.md; default: {DEFAULT_LINK}).",
-            metavar="LINK",
-        ),
-    ] = None,
-    backup: Annotated[
-        list[str] | None,
-        typer.Option(help="One of our addresses whose subflows are only for when no other works.", metavar="ADDRESS"),
-    ] = None,
-    pcap: Annotated[
-        Path | None, typer.Option(help="--stack user: write every packet to this pcapng file.", metavar="FILE")
-    ] = None,
+    stack: StackOption = None,
+    link: LinkOption = None,
+    backup: BackupOption = None,
+    pcap: PcapOption = None,
 ) -> None:
     """Serve a directory by HTTP, with ranges, until Ctrl-C."""
     if not directory.is_dir():
