@@ -23,7 +23,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from mptcp.errors import NotSupportedError, PathError
 from mptcp.forking import freed_in_child
@@ -251,49 +251,11 @@ class NoControl(Control):
     def __init__(self, why: Support) -> None:
         self._why = why
 
-    def _refuse(self) -> PermissionError:
-        return PermissionError(errno.EPERM, f"{self._why.reason}: {self._why.fix}")
+    def _refuse(self, *_: Any, **__: Any) -> Never:
+        raise PermissionError(errno.EPERM, f"{self._why.reason}: {self._why.fix}")
 
-    def announce(self, fd: int, token: int, local: Endpoint, address_id: int, interface: int = 0) -> None:
-        raise self._refuse()
-
-    def remove(self, fd: int, token: int, address_id: int) -> None:
-        raise self._refuse()
-
-    def create_subflow(
-        self,
-        fd: int,
-        token: int,
-        local: Endpoint,
-        local_id: int,
-        remote: Endpoint,
-        *,
-        backup: bool = False,
-        interface: int = 0,
-    ) -> None:
-        raise self._refuse()
-
-    def destroy_subflow(self, fd: int, token: int, local: Endpoint, remote: Endpoint) -> None:
-        raise self._refuse()
-
-    def reset_subflow(self, fd: int, token: int, local: Endpoint, remote: Endpoint) -> None:
-        raise self._refuse()
-
-    def set_backup(self, fd: int, token: int, local: Endpoint, remote: Endpoint, backup: bool) -> None:
-        raise self._refuse()
-
-    def set_subflow_option(
-        self, fd: int, token: int, local: Endpoint, remote: Endpoint, level: int, name: int, value: bytes
-    ) -> None:
-        raise self._refuse()
-
-    def get_subflow_option(
-        self, fd: int, token: int, local: Endpoint, remote: Endpoint, level: int, name: int, size: int
-    ) -> bytes:
-        raise self._refuse()
-
-    def event_source(self) -> PmEventSource:
-        raise self._refuse()
+    announce = remove = create_subflow = destroy_subflow = reset_subflow = set_backup = _refuse
+    set_subflow_option = get_subflow_option = event_source = _refuse
 
     def supports(self, operation: str) -> Support:
         return self._why
