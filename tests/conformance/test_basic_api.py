@@ -240,6 +240,7 @@ def test_hidden_addresses_stay_unannounced_unless_added(world: Any) -> None:
     world.echo(client, accepted)
     assert {s.local.host for s in client.subflows()} == {first, second}
     assert not [p for p in world.packets() if p.source == hidden]
+    assert Endpoint.parse(hidden).address not in [p.option(AddAddr).address for p in world.packets(AddAddr)]
     client.add_addresses([hidden])
     world.wait_active(client, 3)
     assert {s.local.host for s in client.subflows()} == {first, second, hidden}

@@ -46,8 +46,13 @@ def test_a_connect_ends_with_its_errno(make_encounter: Make, what: str, family: 
     sock = encounter.socket()
     sock.setblocking(False)
     assert sock.connect_ex((encounter.kernel_address(1), PORT)) == errno.EINPROGRESS
-    errors: list[int] = []
-    wait_until(lambda: bool(errors.append(sock.getsockopt(std.SOL_SOCKET, std.SO_ERROR)) or errors[-1]), 5, "SO_ERROR")
+    errors: list[object] = []
+
+    def failed() -> bool:
+        errors.append(sock.getsockopt(std.SOL_SOCKET, std.SO_ERROR))
+        return errors[-1] != 0
+
+    wait_until(failed, 5, "SO_ERROR")
     assert errors[-1] == number
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mptcp.core.multipath import local_addresses
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.keys import add_addr_hmac
 from mptcp.core.wire.mptcp_options import AddAddr, MpCapable, MpJoinSyn, MpPrio, MpTcprst, RemoveAddr
@@ -144,6 +145,26 @@ def test_server_announces_its_other_addresses_and_opens_nothing() -> None:
     sent = [o for s in peer.takes() for o in s.options.mptcp if isinstance(o, AddAddr)]
     assert [o.address for o in sent] == [Endpoint.parse("10.0.5.1").address]
     assert [s for s in host.sends() if s.flags & SYN] == []
+
+
+def test_a_hidden_address_is_announced_once_it_is_named_and_not_before() -> None:
+    # RFC 6897 §7: "MPTCP might advertise those addresses to the other connection endpoint, which could learn IP addresses of
+    # interfaces that are not visible otherwise"
+    host = ScriptedHost()
+    index = host.add_interface("10.0.5.1")
+    host.host.add_address("10.0.5.9", index, host.now, hidden=True)
+    listener = host.listen(80)
+    peer = ScriptedPeer.connects(host, 80)
+    peer.sends(b"x")
+    connection = listener.accept()
+    assert connection is not None
+    host.host.add_address("10.0.5.8", index, host.now, hidden=True)  # nor one that comes later
+    host.advance(host.now + 60_000_000)
+    visible, hidden = (Endpoint.parse(name).address for name in ("10.0.5.1", "10.0.5.9"))
+    assert {o.address for s in peer.takes() for o in s.options.mptcp if isinstance(o, AddAddr)} == {visible}
+    local_addresses.add_local(connection, Endpoint(hidden), host.now)
+    host.advance(host.now + 1_000_000)
+    assert {o.address for s in peer.takes() for o in s.options.mptcp if isinstance(o, AddAddr)} == {hidden}
 
 
 def test_removed_address_is_first_probed_then_reset() -> None:
