@@ -213,12 +213,13 @@ class Child:
 class Far:
     """The server: accepts one connection after another, and listens to events, without which it would take no joins."""
 
-    def __init__(self, lab: netns.Lab) -> None:
-        self.lab = lab
+    def __init__(self, lab: netns.Lab, family: int) -> None:
+        self.lab, self.family = lab, family
+        self.kind = socket.AF_INET if family == 4 else socket.AF_INET6
         with lab.server.entered():
             self.events = PmEventSocket()
-            self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-            self.listener.bind(("0.0.0.0", 0))
+            self.listener = socket.socket(self.kind, socket.SOCK_STREAM, IPPROTO_MPTCP)
+            self.listener.bind(("", 0))
             self.listener.listen()
         self.port = self.listener.getsockname()[1]
         self.accepted: list[socket.socket] = []
@@ -245,16 +246,25 @@ class Far:
 
 
 @pytest.fixture
-def far(two_hosts: netns.Lab) -> Iterator[Far]:
-    far = Far(two_hosts)
+def far_family() -> int:
+    """Of the connections to ``far``; ``EITHER_FAMILY`` makes it both."""
+    return 4
+
+
+EITHER_FAMILY = pytest.mark.parametrize("far_family", [4, 6])
+
+
+@pytest.fixture
+def far(two_hosts: netns.Lab, far_family: int) -> Iterator[Far]:
+    far = Far(two_hosts, far_family)
     yield far
     far.close()
 
 
 def connect(lab: netns.Lab, far: Far) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    sock = socket.socket(far.kind, socket.SOCK_STREAM, IPPROTO_MPTCP)
     sock.settimeout(30)
-    sock.connect((lab.server_address(1), far.port))
+    sock.connect((lab.server_address(1, far.family), far.port))
     sock.sendall(b".")
     assert sock.recv(1) == b"."
     return sock
@@ -268,4 +278,5 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def second(lab: netns.Lab, far: Far) -> tuple[Endpoint, Endpoint]:
-    return Endpoint.parse(lab.client_address(2)), Endpoint.parse(lab.server_address(2), far.port)
+    local, remote = lab.client_address(2, far.family), lab.server_address(2, far.family)
+    return Endpoint.parse(local), Endpoint.parse(remote, far.port)

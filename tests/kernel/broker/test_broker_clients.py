@@ -28,7 +28,20 @@ from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_events import EventsLost, PmEventKind, PmEventSource
 
-from .conftest import ALICE, MALLORY, BrokerProcess, Child, Far, Wait, connect, has_users, needs_users, second, until
+from .conftest import (
+    ALICE,
+    EITHER_FAMILY,
+    MALLORY,
+    BrokerProcess,
+    Child,
+    Far,
+    Wait,
+    connect,
+    has_users,
+    needs_users,
+    second,
+    until,
+)
 
 TCP_USER_TIMEOUT = 18
 IPPROTO_MPTCP = 262
@@ -37,6 +50,7 @@ IPPROTO_MPTCP = 262
 # what a client does with its own
 
 
+@EITHER_FAMILY
 def test_an_ordinary_user_opens_prioritises_and_closes_subflows_of_its_own(
     broker: BrokerProcess, far: Far, eventually: Wait
 ) -> None:
@@ -92,6 +106,7 @@ def test_an_ordinary_user_opens_prioritises_and_closes_subflows_of_its_own(
     assert PmEventKind.ANNOUNCED in heard
 
 
+@EITHER_FAMILY
 def test_the_priority_is_on_the_wire(broker: BrokerProcess, far: Far, eventually: Wait) -> None:
     lab = broker.lab
     go, done = os.pipe(), os.pipe()
@@ -323,23 +338,24 @@ def test_the_policy_is_by_user(start: Callable[..., BrokerProcess], far: Far) ->
     assert "turned away: the broker's policy says no" in broker.lines()
 
 
+@EITHER_FAMILY
 def test_addresses_of_the_host_and_of_the_policy(start: Callable[..., BrokerProcess], far: Far) -> None:
     broker = start("[[rule]]\ninterfaces = ['c1']\naddresses = ['host']\n")
 
     def work() -> None:
         sock = connect(broker.lab, far)
         control = broker.control()
-        control.announce(sock.fileno(), 0, Endpoint.parse(broker.lab.client_address(1, 4), 5000), 3)
+        control.announce(sock.fileno(), 0, Endpoint.parse(broker.lab.client_address(1, far.family), 5000), 3)
         for address, reason in (
-            (broker.lab.client_address(2), "the interface of 10.77.2.1 "),
-            ("192.0.2.1", "not an address"),
+            (second(broker.lab, far)[0].host, f"the interface of {second(broker.lab, far)[0].host} "),
+            ("192.0.2.1" if far.family == 4 else "2001:db8::1", "not an address"),
         ):
             with pytest.raises(PermissionError, match=reason):
                 control.announce(sock.fileno(), 0, Endpoint.parse(address), 4)
         with pytest.raises(PermissionError, match="the interface c2 is not in"):
             control.create_subflow(
-                sock.fileno(), 0, Endpoint.parse(broker.lab.client_address(1)), 0,
-                Endpoint.parse(broker.lab.server_address(1), far.port), interface=socket.if_nametoindex("c2"),
+                sock.fileno(), 0, Endpoint.parse(broker.lab.client_address(1, far.family)), 0,
+                Endpoint.parse(broker.lab.server_address(1, far.family), far.port), interface=socket.if_nametoindex("c2"),
             )  # fmt: skip
 
     child = Child(broker.lab, work)
@@ -347,6 +363,7 @@ def test_addresses_of_the_host_and_of_the_policy(start: Callable[..., BrokerProc
     child.join()
 
 
+@EITHER_FAMILY
 def test_a_program_uses_the_stack_as_if_it_had_the_privilege(
     broker: BrokerProcess, far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,11 +375,12 @@ def test_a_program_uses_the_stack_as_if_it_had_the_privilege(
         with mptcp.use(mptcp.KernelStack()) as stack:
             for operation in ("open_subflow", "set_backup", "events"):
                 assert stack.supports(operation), stack.supports(operation)
-            with mptcp.create_connection((lab.server_address(1), far.port), timeout=30) as sock:
+            with mptcp.create_connection((lab.server_address(1, far.family), far.port), timeout=30) as sock:
                 sock.sendall(b".")
                 assert sock.recv(1) == b"."
                 assert sock.is_multipath
-                number = sock.open_subflow(local=(lab.client_address(2), 0), remote=(lab.server_address(2), far.port))
+                local, remote = second(lab, far)
+                number = sock.open_subflow((remote.host, remote.port), (local.host, 0))
                 for event in sock.events():
                     if event.kind is EventKind.SUBFLOW_ESTABLISHED and event.subflow_id == number:
                         break
