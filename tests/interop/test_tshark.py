@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from mptcp.core.multipath.config import ConnectionConfig
+from mptcp.core.packet import Packet
 from mptcp.core.wire import checksum, dump, icmp, ip, tcp
 from mptcp.core.wire import options as tcp_options
 from mptcp.core.wire.icmp import IcmpKind
@@ -31,7 +33,10 @@ from mptcp.core.wire.mptcp_options import (
     MpUnknown,
     RemoveAddr,
 )
+from mptcp.core.wire.offload import finish
 from mptcp.core.wire.segment import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG, Options, Segment
+from mptcp.testing import builders
+from mptcp.testing.pair import Pair
 
 pytestmark = [
     pytest.mark.interop,
@@ -391,3 +396,58 @@ def test_icmp_errors(tmp_path: Path) -> None:
                 }
             )
     compare(tmp_path / "icmp.pcap", packets, expected)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("checksum_on", [False, True])
+def test_a_whole_connection(tmp_path: Path, version: int, checksum_on: bool, family: int) -> None:
+    """Two subflows from the first SYN to the last FIN: Wireshark follows keys, tokens and numbers, and finds no fault."""
+    config = ConnectionConfig(version=version, checksum=checksum_on)
+    pair = Pair(
+        paths=2, ipv6=family == 6, single_homed_server=False, client_options=config, server_options=config,
+        keep_packets=10_000,
+    )  # fmt: skip
+    client, server = pair.connect(subflows=2)
+    tokens = {client.token, server.token}
+    assert pair.transfer(100_000).is_exact
+    assert pair.transfer(100_000, from_client=False).is_exact
+    pair.close()
+    assert pair.world.trace is not None
+    # The simulator's network cards complete no checksums; this one does.
+    offset = 20 if family == 4 else 40
+    packets = [finish(Packet(p.data, (), len(p.data), offset, 0, True))[0] for p in pair.world.trace.packets]
+    p = "tcp.options.mptcp."
+    own = ["subtype", "rawdataseqno", "rawdataack", "subflowseqno", "datafin.flag", "addrid", "recvtok"]
+    faults = ["echoed_key_mismatch", "missing_algorithm", "unsupported_algorithm"]
+    fields = [p + name for name in own] + [f"mptcp.connection.{name}" for name in faults]
+    fields += [
+        "mptcp.stream",
+        "mptcp.expected_token",
+        "tcp.checksum.status",
+        "_ws.malformed",
+        "mptcp.dss.infinite_mapping",
+    ]
+    write_pcap(tmp_path / "connection.pcap", packets)
+    rows = read_fields(tmp_path / "connection.pcap", fields)
+    assert len(rows) == len(packets) > 100
+    subtypes: set[int | str] = set()
+    for data, row in zip(packets, rows, strict=True):
+        segment, _, _ = builders.parse_packet(data)
+        wanted: dict[str, Values] = {p + name: [] for name in own}
+        for option in segment.options.mptcp:
+            for name, values in mptcp_fields(option).items():
+                if name in wanted:
+                    wanted[name] += values
+        assert {name: row[name] for name in wanted} == wanted, dump.format_packet(data)
+        assert row["tcp.checksum.status"] == [1]
+        # No key is in the SYN of version 1.
+        handshake = version == 1 and segment.flags & SYN
+        assert handshake or row["mptcp.stream"] == [0], "both subflows are of one connection"
+        assert not any(
+            row[name] for name in fields if "connection." in name or "malformed" in name or "infinite" in name
+        )
+        subtypes.update(row[p + "subtype"])
+    assert {0, 1, 2} <= subtypes
+    # made by Wireshark from the keys, with the hash of that version
+    assert {token for row in rows for token in row["mptcp.expected_token"]} == tokens
