@@ -17,7 +17,10 @@ def endpoint(name: tuple[object, ...]) -> Endpoint:
     return Endpoint.parse(str(name[0]), int(str(name[1])))
 
 
-@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+EITHER = pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+
+
+@EITHER
 def test_a_connection(host_namespace: Namespace, make_pair, host: str, family: int) -> None:
     client, server = make_pair(host_namespace, host, family, full=False)
     client.sendall(b"x" * 1000)
@@ -44,15 +47,17 @@ def test_v4_in_v6_is_v4(host_namespace: Namespace, make_pair) -> None:
         assert subflow.local.address == subflow.remote.address == bytes([127, 0, 0, 1])
 
 
-def test_not_yet_connected(host_namespace: Namespace) -> None:
-    with host_namespace.entered(), socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as sock:
+@EITHER
+def test_not_yet_connected(host_namespace: Namespace, host: str, family: int) -> None:
+    with host_namespace.entered(), socket.socket(family, socket.SOCK_STREAM, 262) as sock:
         assert sockopt.is_mptcp(sock.fileno())
         assert sockopt.mptcp_info(sock.fileno()).token == 0
         assert sockopt.full_info(sock.fileno()).total <= 1
 
 
-def test_fallen_back(host_namespace: Namespace, make_pair) -> None:
-    client, server = make_pair(host_namespace, "127.0.0.1", server_protocol=0)
+@EITHER
+def test_fallen_back(host_namespace: Namespace, make_pair, host: str, family: int) -> None:
+    client, server = make_pair(host_namespace, host, family, server_protocol=0)
     for sock in (client, server):
         assert not sockopt.is_mptcp(sock.fileno())
         for read in (sockopt.mptcp_info, sockopt.full_info):
@@ -74,9 +79,12 @@ def test_what_is_no_socket() -> None:
         os.close(write)
 
 
-def test_without_full_info(host_namespace: Namespace, make_pair, monkeypatch: pytest.MonkeyPatch) -> None:
+@EITHER
+def test_without_full_info(
+    host_namespace: Namespace, make_pair, monkeypatch: pytest.MonkeyPatch, host: str, family: int
+) -> None:
     """A kernel before 6.5, as far as this one can play it: the whole is read in parts."""
-    client, _ = make_pair(host_namespace, "127.0.0.1")
+    client, _ = make_pair(host_namespace, host, family)
     whole = sockopt.full_info(client.fileno())
     monkeypatch.setattr(sockopt, "_read_full", lambda fd, buffers: -errno.EOPNOTSUPP)
     parts = sockopt.full_info(client.fileno())
@@ -104,8 +112,9 @@ def test_more_subflows_than_there_was_room_for(
     assert rooms[0] < 50 <= rooms[1]
 
 
-def test_tcp_info_of_one_subflow(host_namespace: Namespace, make_pair) -> None:
-    client, server = make_pair(host_namespace, "127.0.0.1", full=False)
+@EITHER
+def test_tcp_info_of_one_subflow(host_namespace: Namespace, make_pair, host: str, family: int) -> None:
+    client, server = make_pair(host_namespace, host, family, full=False)
     client.sendall(b"x" * 1000)
     assert len(server.recv(1000, socket.MSG_WAITALL)) == 1000
     [subflow] = sockopt.full_info(client.fileno()).subflows
@@ -115,5 +124,5 @@ def test_tcp_info_of_one_subflow(host_namespace: Namespace, make_pair) -> None:
     with pytest.raises(OSError, match="no subflow from") as caught:
         sockopt.subflow_tcp_info(client.fileno(), subflow.remote, subflow.local)
     assert caught.value.errno == errno.ENOENT
-    with host_namespace.entered(), socket.socket() as plain, pytest.raises(NotSupportedError):
+    with host_namespace.entered(), socket.socket(family) as plain, pytest.raises(NotSupportedError):
         sockopt.subflow_tcp_info(plain.fileno(), subflow.local, subflow.remote)
