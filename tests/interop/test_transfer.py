@@ -186,7 +186,7 @@ def test_one_gibibyte(make_encounter: Make, role: str, direction: str, link: str
     ours, theirs = size * (direction != "receive"), size * (direction != "send")
     encounter = make_encounter(2, link=link)
     exchange, peer = encounter.meet(
-        role, ours={"send_bytes": ours, "subflows": 2, "timeout_s": 100}, kernel={"send_bytes": theirs, "seed": 2}
+        role, ours={"send_bytes": ours, "subflows": 2, "timeout_s": 250}, kernel={"send_bytes": theirs, "seed": 2}
     )
     exchange.join()
     result = peer.result()
