@@ -52,7 +52,7 @@ class Stacks:
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(110):
+        async with asyncio.timeout(280):
             await main()
 
     asyncio.run(limited())
