@@ -1,7 +1,7 @@
 """How often a bulk transfer of the kernel's is stuck after one of its two paths died at full speed, and what cures it.
 
-Two paths without rate limits, both in use; the second one is blackholed. Stuck is a transfer that, in the last of three
-seconds afterwards, has less than a tenth of the rate it had before. In turn: without a policy; with one that resets the
+Two paths without rate limits, both in use; the second one is blackholed. Stuck is a transfer that spends more than half of
+the last of three seconds afterwards in pauses of at least a tenth of a second. In turn: without a policy; with one that resets the
 dead subflow only; with one that also opens a fresh subflow for what is stuck.
 """
 
@@ -35,7 +35,8 @@ from mptcp.testing.netns import Lab, become_namespace_root, needs_kernel_mptcp, 
 
 KILLS: Final = 10
 WARM_S, AFTER_S, LAST_S = 0.7, 3.0, 1.0
-STUCK_SHARE: Final = 0.1
+STUCK_SHARE: Final = 0.5
+PAUSE_S: Final = 0.1
 NEVER_US: Final = 1 << 60
 BLOCK: Final = 1 << 16
 #: What is done about a dead path.
@@ -65,11 +66,12 @@ class Kill:
     before: float  # Mbit/s
     last: float  # Mbit/s, in the last second
     pause_s: float  # the longest without progress
+    paused_s: float  # in the last second, in pauses of PAUSE_S and more
     fresh: int  # subflows opened for what was stuck
 
     @property
     def is_stuck(self) -> bool:
-        return self.last < STUCK_SHARE * self.before
+        return self.paused_s > STUCK_SHARE * LAST_S
 
 
 def main() -> int:
@@ -198,11 +200,14 @@ def watch(lab: Lab, octets: mmap.mmap, opened: list[str]) -> Kill:
         time.sleep(0.001)
     seen.append((now, so_far()))
     lab.heal(2)
-    late, there = next((at, count) for at, count in seen if at >= cut + AFTER_S - LAST_S)
+    began_last = cut + AFTER_S - LAST_S
+    there = next(count for at, count in reversed(seen) if at <= began_last)
+    pauses = [(earlier[0], later[0]) for earlier, later in itertools.pairwise(seen)]
     return Kill(
         rate(before - first, cut - began),
-        rate(seen[-1][1] - there, cut + AFTER_S - late) if late < now else 0.0,
-        max(later[0] - earlier[0] for earlier, later in itertools.pairwise(seen)),
+        rate(seen[-1][1] - there, LAST_S),
+        max(end - start for start, end in pauses),
+        sum(end - max(start, began_last) for start, end in pauses if end > began_last and end - start >= PAUSE_S),
         len(opened),
     )
 
