@@ -25,11 +25,12 @@ from benchmarks.kernel_failure import IPPROTO_MPTCP, await_true
 from mptcp.info import Endpoint
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.control import DirectControl
-from mptcp.kernel.managing import ManagedConnection, Managing
+from mptcp.kernel.managing import ManagedConnection
 from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_service import user_space_manager
 from mptcp.kernel.steering import ConnectionSteering
+from mptcp.kernel.turns import Managing
 from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.testing.netns import Lab, become_namespace_root, needs_kernel_mptcp, needs_namespaces
 

@@ -21,9 +21,10 @@ from mptcp.core.path_managers.on_demand import OnDemand
 from mptcp.core.path_managers.restore import Restore
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.layout import ESTABLISHED
-from mptcp.kernel.managing import ManagedConnection, Managing
+from mptcp.kernel.managing import ManagedConnection
 from mptcp.kernel.sockopt import full_info
 from mptcp.kernel.steering import ConnectionSteering
+from mptcp.kernel.turns import Managing
 from mptcp.kernel.watchdog import FailurePolicy
 
 MIB = 1 << 20

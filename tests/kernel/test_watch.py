@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -13,6 +14,8 @@ import pytest
 
 import mptcp
 from mptcp.core.path_managers.fullmesh import FullMesh
+from mptcp.kernel import sockopt
+from mptcp.kernel.diag import Diag
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.pm_service import PathManagerService, user_space_manager
 from mptcp.kernel.sockopt import full_info
@@ -102,6 +105,26 @@ def test_not_without_a_policy(lab: netns.Lab, echo: int, eventually: Callable[..
         began = time.monotonic()
         push(sock, lambda: time.monotonic() > began + 1.5)
         assert len(working(sock)) == 2
+
+
+@pytest.mark.usefixtures("opener")
+def test_a_socket_that_is_forgotten_is_closed(lab: netns.Lab, echo: int, eventually: Callable[..., None]) -> None:
+    with KernelStack(namespace=lab.client.fileno()) as stack:
+        held = [stack.socket()]
+        held[0].connect((lab.server_address(1), echo))
+        assert held[0].recv(1) == b"!"
+        held[0].sendall(b"?")
+        eventually(lambda: held[0]._managed is not None)
+        there = sockopt.mptcp_info(held[0].fileno()).token
+        diag = Diag(NetNamespace(lab.client.fileno()))
+
+        def is_closed() -> bool:
+            gc.collect()  # a turn in the monitor's thread may have held it for a moment
+            return all(s.info is None or s.info.token != there for s in diag.mptcp_sockets())
+
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            eventually(lambda: held.clear() or is_closed())
+        diag.close()
 
 
 def test_asyncio_is_looked_after_and_an_address_that_returns_is_used(

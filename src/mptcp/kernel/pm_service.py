@@ -20,12 +20,13 @@ from mptcp.kernel.addresses import AddressChange
 from mptcp.kernel.control import DirectControl
 from mptcp.kernel.diag import Diag
 from mptcp.kernel.layout import ESTABLISHED, LISTEN
-from mptcp.kernel.managing import ManagedConnection, Managing
+from mptcp.kernel.managing import ManagedConnection
 from mptcp.kernel.monitor import Monitor, Notice, Overflow, Subscriber
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import PathManagerNetlink
 from mptcp.kernel.pm_events import FLAG_DENY_JOIN_ID0, PmEvent, PmEventKind
 from mptcp.kernel.steering import SNAPSHOT_AGE_US, Snapshot, TokenSteering
+from mptcp.kernel.turns import Managing
 from mptcp.kernel.watchdog import FailurePolicy
 
 #: As many connections are managed at a time; those beyond are left alone, and that is said.

@@ -17,10 +17,11 @@ from mptcp.kernel.addresses import local_addresses
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.control import OPERATIONS, Control, find_control
 from mptcp.kernel.endpoints import Endpoints
-from mptcp.kernel.managing import ManagedConnection, Managing
+from mptcp.kernel.managing import ManagedConnection
 from mptcp.kernel.monitor import Monitor
 from mptcp.kernel.namespace import NetNamespace
 from mptcp.kernel.path_manager import FLAG_IMPLICIT, FLAG_SIGNAL
+from mptcp.kernel.turns import Managing
 from mptcp.kernel.watchdog import FailurePolicy
 from mptcp.sockets.address import os_error
 from mptcp.sockets.base import Stack

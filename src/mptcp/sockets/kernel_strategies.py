@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket as std
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,22 +50,19 @@ def profile_support(name: str) -> Support:
 
 
 class _Steering(ConnectionSteering):
-    """A path manager's subflows come from the ports that the program has named with their addresses."""
+    """A path manager's subflows come from the ports that the program has named with their addresses.
 
-    __slots__ = ("_port_of",)
+    The socket is not held: one that its program forgets is closed.
+    """
 
-    def __init__(
-        self,
-        fd: int,
-        connection: KernelConnection,
-        addresses: Callable[[], Sequence[bytes]],
-        port_of: Callable[[bytes], tuple[int, bool]],
-    ) -> None:
-        super().__init__(fd, connection, addresses)
-        self._port_of = port_of
+    __slots__ = ("_socket",)
+
+    def __init__(self, sock: KernelStrategies, fd: int, connection: KernelConnection) -> None:
+        self._socket = reference = weakref.ref(sock)
+        super().__init__(fd, connection, lambda: _usable_addresses(reference))
 
     def open_subflow(self, local: Endpoint, remote: Endpoint, backup: bool) -> None:
-        port, named = self._port_of(local.address) if not local.port else (local.port, True)
+        port, named = self._held()._port_of(local.address) if not local.port else (local.port, True)
         try:
             super().open_subflow(Endpoint(local.address, port), remote, backup)
         except PathError as error:
@@ -73,8 +71,23 @@ class _Steering(ConnectionSteering):
             super().open_subflow(Endpoint(local.address), remote, backup)
 
     def announce(self, local: Endpoint) -> None:
-        port, named = self._port_of(local.address)
+        port, named = self._held()._port_of(local.address)
         super().announce(Endpoint(local.address, local.port or (port if named else 0)))
+
+    def _check(self) -> None:
+        self._held()
+        super()._check()
+
+    def _held(self) -> KernelStrategies:
+        sock = self._socket()
+        if sock is None:
+            raise PathError("the connection is over", errno.ENOTCONN)
+        return sock
+
+
+def _usable_addresses(reference: weakref.ref[KernelStrategies]) -> Sequence[bytes]:
+    sock = reference()
+    return sock._usable_addresses() if sock is not None else ()
 
 
 class KernelStrategies(AdvancedInterface, KernelAddresses):
@@ -183,7 +196,7 @@ class KernelStrategies(AdvancedInterface, KernelAddresses):
         if connection is None or factory is None or not connection.token or self._managed is not None:
             return
         managed = ManagedConnection(
-            _Steering(self.fileno(), connection, self._usable_addresses, self._port_of), factory(), self._stack.failure_policy,
+            _Steering(self, self.fileno(), connection), factory(), self._stack.failure_policy,
             is_client=not self._accepted, local=connection.initial_local, remote=connection.initial_remote,
             denies_join_to_initial=connection.denies_join_to_initial, remotes=connection.remote_addresses().items(),
             lock=self._lock,
