@@ -54,8 +54,7 @@ def manage() -> Iterator[Callable[..., ManagedConnection]]:
             is_client=is_client,
             local=connection.initial_local,
             remote=connection.initial_remote,
-            denies_join_to_initial=connection.denies_join_to_initial,
-            remotes=connection.remote_addresses().items(),
+            announced=connection.announced,
             lock=connection.lock,
         )
         connection.on_own_close = managed.note_closed
@@ -150,6 +149,17 @@ def test_full_mesh_joins_every_address_the_peer_announces(
     assert {remote for _, remote in pairs(steered.client)} == {steered.remote(i).host for i in (1, 2, 3)}
     eventually(lambda: active(steered.server) == 8)
     steered.exchange(200_000)
+
+
+def test_an_address_announced_while_the_management_begins(
+    steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
+) -> None:
+    with steered.client.lock:
+        # The notice has come to the connection, which could not handle it yet: nobody else will hear of it.
+        steered.server.add_address(steered.remote(2))
+        eventually(lambda: len(steered.client.inbox) == 1)
+        manage(steered.client, FullMesh(limit=8))
+    eventually(lambda: {remote for _, remote in pairs(steered.client)} == {steered.remote(i).host for i in (1, 2)})
 
 
 def test_what_is_not_possible_yet_waits_for_the_first_data(

@@ -12,8 +12,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 from mptcp.core.multipath.events import Event, EventKind, EventQueue
 from mptcp.errors import NotSupportedError
@@ -36,6 +36,13 @@ _RESET_TRANSIENT: Final = 1
 
 #: Why a subflow has ended, where the kernel has not told and nothing else shows.
 UNKNOWN: Final = "unknown"
+
+
+class Announced(NamedTuple):
+    """What a peer has told of its addresses: by their ids, and whether the one it was reached at takes no joins (C)."""
+
+    denies_join_to_initial: bool = False
+    remotes: Mapping[int, Endpoint] = {}
 
 
 class ConnectionEvents(Subscriber):
@@ -113,6 +120,12 @@ class ConnectionEvents(Subscriber):
         """What the peer has announced and not withdrawn, by its address ids. Not without privilege."""
         with self.lock:
             return dict(self._remote_addresses)
+
+    def announced(self) -> Announced:
+        """What the peer has told so far, the events that wait to be handled included."""
+        with self.lock:
+            self.work()
+            return Announced(self.denies_join_to_initial, dict(self._remote_addresses))
 
     # --- for the connection ------------------------------------------------------------------------------------------
     def stop(self) -> None:

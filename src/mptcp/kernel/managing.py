@@ -28,7 +28,7 @@ from mptcp.core.units import MILLISECOND, NEVER, SECOND
 from mptcp.forking import freed_in_child
 from mptcp.info import Endpoint, PathInfo
 from mptcp.kernel.addresses import AddressChange
-from mptcp.kernel.connection_events import close_reason
+from mptcp.kernel.connection_events import Announced, close_reason
 from mptcp.kernel.layout import ESTABLISHED
 from mptcp.kernel.monitor import HungUp, Notice, Overflow, PollTurn, ResetsCounted, Subscriber
 from mptcp.kernel.pm_events import FLAG_DENY_JOIN_ID0, PmEvent, PmEventKind
@@ -79,6 +79,7 @@ class ManagedConnection(Subscriber):
     """One connection under a path manager (None: none) and a watchdog (None: none).
 
     Notices come by ``inbox`` and ``work``; ``turn`` is called when ``next_us`` has come. Any thread may call either.
+    ``announced``: what the peer has told before, asked for by ``start``.
     ``head_start_us``: subflows are opened so much later, for the program itself may open them. A subflow that somebody
     else has opened since the path manager asked for one between its addresses is that one.
     """
@@ -92,8 +93,7 @@ class ManagedConnection(Subscriber):
         is_client: bool,
         local: Endpoint,
         remote: Endpoint,
-        denies_join_to_initial: bool = False,
-        remotes: Iterable[tuple[int, Endpoint]] = (),
+        announced: Callable[[], Announced] = Announced,
         lock: threading.RLock | None = None,
         head_start_us: int = 0,
     ) -> None:
@@ -108,8 +108,9 @@ class ManagedConnection(Subscriber):
         self._steering = steering
         self._manager = manager
         self._watchdog = Watchdog(policy) if policy is not None else None
-        self._denies_join = denies_join_to_initial
-        self._remotes: dict[int, Endpoint] = dict(remotes)
+        self._announced = announced
+        self._denies_join = False
+        self._remotes: dict[int, Endpoint] = {}
         self._paths: dict[tuple[Endpoint, Endpoint], _Path] = {}
         self._missing: set[tuple[Endpoint, Endpoint]] = set()  # open ones that the kernel did not list
         self._expected = 0  # paths that are not open yet
@@ -129,8 +130,13 @@ class ManagedConnection(Subscriber):
         return self._manager.name if self._manager is not None else ""
 
     def start(self) -> None:
-        """Reads what there is already, and lets the path manager begin with it."""
+        """Reads what there is already, and lets the path manager begin with it; once notices come."""
         with self._lock:
+            # Only now: what is told from here on comes as a notice, too, and nothing in between is missed.
+            denies_join, remotes = self._announced()
+            self._denies_join |= denies_join
+            for number, remote in remotes.items():
+                self._note_announced(number, remote)
             self._synchronise()
             self._begin()
             self._plan()
@@ -224,15 +230,20 @@ class ManagedConnection(Subscriber):
                 if path is not None:
                     path.info.backup = event.backup
             case PmEventKind.ANNOUNCED if remote is not None:
-                remote = remote if remote.port else Endpoint(remote.address, self.remote.port)
-                if event.remote_id in self._remotes or len(self._remotes) < MAX_REMOTES:
-                    self._remotes[event.remote_id] = remote
-                    announced = remote
-                    self._ask(lambda manager, facts: manager.on_remote_address(facts, announced))
+                self._note_announced(
+                    event.remote_id, remote if remote.port else Endpoint(remote.address, self.remote.port)
+                )
             case PmEventKind.REMOVED:
                 self._remotes.pop(event.remote_id, None)
             case PmEventKind.CLOSED:
                 self.is_over = True
+
+    def _note_announced(self, number: int, remote: Endpoint) -> None:
+        if number not in self._remotes and len(self._remotes) >= MAX_REMOTES:
+            return
+        self._remotes[number] = remote
+        if self._started:  # or it hears of them with all the rest
+            self._ask(lambda manager, facts: manager.on_remote_address(facts, remote))
 
     def _handle_address(self, address: bytes, available: bool) -> None:
         if not available:

@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Final
 
 from mptcp.core.path_managers.base import PathManager
@@ -17,6 +18,7 @@ from mptcp.errors import NotSupportedError
 from mptcp.info import Endpoint
 from mptcp.kernel import features
 from mptcp.kernel.addresses import AddressChange
+from mptcp.kernel.connection_events import Announced
 from mptcp.kernel.control import DirectControl
 from mptcp.kernel.diag import Diag
 from mptcp.kernel.layout import ESTABLISHED, LISTEN
@@ -148,7 +150,7 @@ class PathManagerService(Subscriber):
             return
         managed = ManagedConnection(
             steering, manager, self._policy, is_client=is_client, local=local, remote=remote,
-            denies_join_to_initial=denied, head_start_us=HEAD_START_US,
+            announced=partial(Announced, denied), head_start_us=HEAD_START_US,
         )  # fmt: skip
         name = f"{token:08x}"
         managed.on_report = lambda line: self._say(f"{name}: {line}")

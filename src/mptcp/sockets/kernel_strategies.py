@@ -198,8 +198,7 @@ class KernelStrategies(AdvancedInterface, KernelAddresses):
         managed = ManagedConnection(
             _Steering(self, self.fileno(), connection), factory(), self._stack.failure_policy,
             is_client=not self._accepted, local=connection.initial_local, remote=connection.initial_remote,
-            denies_join_to_initial=connection.denies_join_to_initial, remotes=connection.remote_addresses().items(),
-            lock=self._lock,
+            announced=connection.announced, lock=self._lock,
         )  # fmt: skip
         for remote in self._remotes:
             managed.note_remote(remote)
