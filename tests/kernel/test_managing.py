@@ -22,6 +22,7 @@ from mptcp.core.path_managers.restore import Restore
 from mptcp.kernel.connection import KernelConnection
 from mptcp.kernel.layout import ESTABLISHED
 from mptcp.kernel.managing import ManagedConnection
+from mptcp.kernel.pm_events import PmEvent, PmEventKind
 from mptcp.kernel.sockopt import full_info
 from mptcp.kernel.steering import ConnectionSteering
 from mptcp.kernel.turns import Managing
@@ -154,11 +155,10 @@ def test_full_mesh_joins_every_address_the_peer_announces(
 def test_an_address_announced_while_the_management_begins(
     steered: Steered, manage: Callable[..., ManagedConnection], eventually: Callable[..., None]
 ) -> None:
-    with steered.client.lock:
-        # The notice has come to the connection, which could not handle it yet: nobody else will hear of it.
-        steered.server.add_address(steered.remote(2))
-        eventually(lambda: len(steered.client.inbox) == 1)
-        manage(steered.client, FullMesh(limit=8))
+    # The notice has come to the connection, which has not handled it yet: nobody else will hear of it.
+    told = PmEvent(PmEventKind.ANNOUNCED, steered.client.token, remote=steered.remote(2), remote_id=2)
+    steered.client.inbox.append(told)
+    manage(steered.client, FullMesh(limit=8))
     eventually(lambda: {remote for _, remote in pairs(steered.client)} == {steered.remote(i).host for i in (1, 2)})
 
 
