@@ -23,48 +23,70 @@ BLOCK = 1 * MIB
 #: A transfer that does not get on by a block for so long gets a fresh subflow: the kernel re-injects what a dead one held
 #: in drops only, at times.
 STALL_S = 0.5
-
-
-#: Linux itself puts octets in a wrong place at times, far less often where the send buffer is held (docs/kernel.md, "A fault of
-#: the kernel"); none of them has been in this package's hands. So many wrong transfers in a row are not the kernel's.
+#: Linux itself misplaces octets at times, far less often where the send buffer is held (docs/kernel.md, "A fault of the
+#: kernel"): up to so many, with what belongs to another place of the stream. A transfer with that fault, and no other, is
+#: tried again; none of its octets has been in this package's hands.
+MISPLACED_MAX = 64 << 10
 ATTEMPTS = 3
 
 
-class Garbled(AssertionError):
-    """As many octets as were sent, but not these."""
+class Misplaced(AssertionError):
+    """The kernel's fault, as it is known."""
+
+
+class Stream:
+    """Random octets that repeat after a little more than a block, so that no two blocks are equal."""
+
+    def __init__(self, seed: int) -> None:
+        period = random.Random(seed).randbytes(BLOCK + 4093)
+        self.period = len(period)
+        self.octets = period + period[:BLOCK]
+
+    def block(self, number: int) -> bytes:
+        at = number * BLOCK % self.period
+        return self.octets[at : at + BLOCK]
 
 
 class Receiver(threading.Thread):
-    """Reads ``size`` octets."""
+    """Reads ``size`` octets, and keeps what is not the stream's at its place."""
 
-    def __init__(self, sock: socket.socket, size: int) -> None:
+    def __init__(self, sock: socket.socket, size: int, stream: Stream) -> None:
         super().__init__()
-        self.sock, self.size = sock, size
+        self.sock, self.size, self.stream = sock, size, stream
         self.count = 0
         self.digest = hashlib.sha256()
+        self.wrong: list[bytes] = []
 
     def run(self) -> None:
-        buffer = bytearray(BLOCK)
-        view = memoryview(buffer)
-        while self.count < self.size and (count := self.sock.recv_into(buffer)):
-            self.digest.update(view[:count])
+        block = bytearray(BLOCK)
+        view = memoryview(block)
+        while self.count < self.size and (count := self.sock.recv_into(view[self.count % BLOCK :])):
             self.count += count
+            if self.count % BLOCK == 0:
+                self.digest.update(block)
+                expected = self.stream.block(self.count // BLOCK - 1)
+                if block != expected:
+                    places = [i for i in range(BLOCK) if block[i] != expected[i]]
+                    self.wrong.append(bytes(block[places[0] : places[-1] + 1]))
+
+    def is_misplaced(self) -> bool:
+        """Whether what is wrong is as the kernel's fault makes it."""
+        return sum(map(len, self.wrong)) <= MISPLACED_MAX and all(piece in self.stream.octets for piece in self.wrong)
 
 
 class Sender(threading.Thread):
-    """Sends ``size`` octets, no two blocks of them equal."""
+    """Sends ``size`` octets."""
 
-    def __init__(self, sock: socket.socket, size: int, seed: int) -> None:
+    def __init__(self, sock: socket.socket, size: int, stream: Stream) -> None:
         super().__init__()
-        self.sock, self.size = sock, size
-        self.base = bytearray(random.Random(seed).randbytes(BLOCK))
+        self.sock, self.size, self.stream = sock, size, stream
         self.digest = hashlib.sha256()
 
     def run(self) -> None:
-        for i in range(self.size // BLOCK):
-            self.base[:8] = i.to_bytes(8, "big")
-            self.digest.update(self.base)
-            self.sock.sendall(self.base)
+        for number in range(self.size // BLOCK):
+            block = self.stream.block(number)
+            self.digest.update(block)
+            self.sock.sendall(block)
 
 
 class Meddler:
@@ -146,14 +168,15 @@ class Meddler:
 def transfer(pair: Any, size: int, operations: int, seed: int) -> Counter[str]:
     """Moves ``size`` octets while at least so many operations happen, spread over them evenly.
 
-    Garbled may be Linux' fault: docs/kernel.md, "A fault of the kernel", says how often, and what is done against it.
+    Misplaced: docs/kernel.md, "A fault of the kernel", says how often, and what is done against it.
     """
     for sock in (pair.client_socket, pair.server_socket):
         sock.settimeout(60)
         if not has_capability(CAP_NET_ADMIN):
             # What docs/kernel.md advises where the send buffer cannot be held for the program.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
-    sender, receiver = Sender(pair.client_socket, size, seed), Receiver(pair.server_socket, size)
+    stream = Stream(seed)
+    sender, receiver = Sender(pair.client_socket, size, stream), Receiver(pair.server_socket, size, stream)
     meddler = Meddler(pair, seed)
     receiver.start()
     sender.start()
@@ -181,8 +204,9 @@ def transfer(pair: Any, size: int, operations: int, seed: int) -> Counter[str]:
         receiver.join(60)
     assert (sender.is_alive(), receiver.is_alive()) == (False, False)
     assert receiver.count == size
-    if receiver.digest.digest() != sender.digest.digest():
-        raise Garbled(f"{size} octets arrived, and not those that were sent")
+    if receiver.wrong and receiver.is_misplaced():
+        raise Misplaced(f"of {size} octets {sum(map(len, receiver.wrong))} belong to another place")
+    assert receiver.digest.digest() == sender.digest.digest()
     return meddler.done
 
 
@@ -191,7 +215,7 @@ def test_a_hundred_operations_during_a_transfer(make_steered: Callable[..., Any]
         try:
             done = transfer(make_steered(), 200 * MIB, 100, seed=family + 10 * attempt)
             break
-        except Garbled:
+        except Misplaced:
             if attempt == ATTEMPTS - 1:
                 raise
     assert done.total() >= 100

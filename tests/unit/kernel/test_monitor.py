@@ -280,7 +280,7 @@ def test_a_source_that_fails_is_asked_for_again(monkeypatch: pytest.MonkeyPatch)
         giver.sources.append(second)
         eventually(lambda: not monitor.is_polling)
         assert monitor.supports()
-        assert second.watched == [(sock.fileno(), 1)]
+        eventually(lambda: second.watched == [(sock.fileno(), 1)])
         second.give([event(1)])
         eventually(lambda: listener.events)
         monitor.unsubscribe(1, listener)
