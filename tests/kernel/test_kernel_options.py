@@ -170,7 +170,9 @@ def test_an_option_in_no_table_is_of_tcp_if_tcp_takes_it(
     stack: KernelStack, kind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hops = (std.IPPROTO_IP, std.IP_TTL) if kind == std.AF_INET else (std.IPPROTO_IPV6, std.IPV6_UNICAST_HOPS)
-    monkeypatch.delitem(REFUSED_BY_LINUX, hops)
+    others = {option: entry for option, entry in REFUSED_BY_LINUX.items() if option != hops}
+    for module in ("kernel_options", "kernel_sockopt"):
+        monkeypatch.setattr(f"mptcp.sockets.{module}.REFUSED_BY_LINUX", others)
     with stack.socket(kind) as sock:
         sock.setsockopt(*hops, 9)
         assert protocol(sock) == 6

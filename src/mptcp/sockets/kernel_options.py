@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import socket as std
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 from mptcp.errors import MptcpError
 
@@ -163,7 +165,9 @@ _TABLE = (
 )  # fmt: skip
 
 #: (level, option) -> what is done about it.
-REFUSED_BY_LINUX: dict[tuple[int, int], Refusal] = {(entry.level, entry.option): entry for entry in _TABLE}
+REFUSED_BY_LINUX: Mapping[tuple[int, int], Refusal] = MappingProxyType(
+    {(entry.level, entry.option): entry for entry in _TABLE}
+)
 
 #: What the kernel answers to an option that it does not have for MPTCP.
 REFUSAL_ERRNOS = frozenset({errno.ENOPROTOOPT, errno.EOPNOTSUPP})
