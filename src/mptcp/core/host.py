@@ -409,7 +409,7 @@ class Host(Environment):
         if opening.must_ignore(syn):
             self.counters.bump("syn_extensible_ignored")
             return
-        if not listener.is_crowded:
+        if not (listener.is_crowded or cookie_opening.is_ambiguous(listener, now)):
             self._take(listener, cookie_opening.accept_syn(self, listener, local, remote, syn, now))
             return
         for answer, config in cookie_opening.answer(self, listener, local, remote, syn, now):

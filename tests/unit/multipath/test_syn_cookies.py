@@ -22,9 +22,12 @@ LOCAL, REMOTE = Endpoint.parse("10.0.0.1", 80), Endpoint.parse("10.0.0.2", 4000)
 CLIENT = Endpoint.parse("10.0.7.7", 777)
 
 
-def crowded(config: ConnectionConfig | None = None, backlog: int = 128) -> tuple[ScriptedHost, Listener]:
+def crowded(
+    config: ConnectionConfig | None = None, backlog: int = 128, at_us: int = 0
+) -> tuple[ScriptedHost, Listener]:
     """A host whose listener has as many half-open connections as it may have."""
     host = ScriptedHost()
+    host.advance(at_us)
     listener = host.listen(80, options=config, backlog=backlog)
     local = host.local
     for number in range(max(MAX_HALF_OPEN, backlog)):
@@ -164,6 +167,29 @@ def test_options_survive_in_the_timestamp() -> None:
     assert tcp.timestamps.enabled
     assert not (tcp.timestamps.value(host.now) - (answer.options.timestamp_value or 0)) & 0x80000000
     assert not tcp.sender.rtt.srtt_us  # when the SYN/ACK has left nobody knows
+
+
+@pytest.mark.parametrize("acknowledged", [0, 1])
+def test_a_syn_that_comes_again_in_the_next_period(acknowledged: int) -> None:
+    """There is room again by then, and the two answers have different numbers: either opens the connection."""
+    host, listener = crowded(at_us=PERIOD_US - SECOND)
+    answers = []
+    for _ in range(2):
+        host.receives(builders.syn(), source=CLIENT, destination=LOCAL)
+        answers.append(next(sent.segment for sent in host.sends_to() if sent.destination == CLIENT))
+        listener.half_open.clear()
+        host.advance(host.now + 2 * SECOND)
+        host.sends()
+    assert answers[0].seq != answers[1].seq
+    ack = builders.ack(seq=builders.PEER_ISN + 1, ack=answers[acknowledged].seq + 1)
+    host.receives(ack, source=CLIENT, destination=LOCAL)
+    assert not [segment for segment in host.sends() if segment.flags & RST]
+    assert accepted(listener).remote == CLIENT
+    # A SYN of the period's second half is not one that comes again: it is kept.
+    host.advance(PERIOD_US + PERIOD_US // 2)
+    host.sends()
+    host.receives(builders.syn(seq=7), source=REMOTE, destination=LOCAL)
+    assert len(listener.half_open) == 1
 
 
 def test_without_timestamps_nothing_is_promised_that_could_not_be_kept() -> None:

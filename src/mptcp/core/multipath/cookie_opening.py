@@ -32,7 +32,9 @@ def answer(
     answers = [(segment, subflow.tcp.config) for subflow, segment in connection.poll_segments(now)]
     environment.forget(connection)
     listener.cookies += 1
-    listener.cookies_until = now + 2 * PERIOD_US
+    if listener.cookie_at < now - now % PERIOD_US:
+        listener.cookie_before = listener.cookie_at
+    listener.cookie_at = now
     environment.counters.bump("syn_cookie_sent")  # a SYN while there are too many half-open connections
     return answers
 
@@ -42,17 +44,28 @@ def accept_syn(
 ) -> Connection:
     """A connection that is kept. It may be a SYN that was answered with a cookie before, and comes again: as long as that
     can be, it gets the same answer, for either may be the one that is acknowledged."""
-    if now >= listener.cookies_until:
+    if not _are_good(listener, now):
         return opening.accept(environment, listener.config, local, remote, syn, now)
     cookie = environment.cookies.make(local, remote, syn, listener.config.tcp.timestamps, now)
     return accept(environment, listener, cookie, local, remote, now)
+
+
+def is_ambiguous(listener: Listener, now: int) -> bool:
+    """Whether a SYN that comes now may be one that was answered in the period before, with another number. It can only be
+    answered with a cookie: what is kept would refuse the acknowledgement of the first answer with RST.
+
+    SYNs come again within half a period, and so the cookies of this half make nothing ambiguous in the next period.
+    """
+    begin = now - now % PERIOD_US
+    earlier = listener.cookie_at if listener.cookie_at < begin else listener.cookie_before
+    return now - begin < PERIOD_US // 2 and begin - earlier <= PERIOD_US // 2
 
 
 def check(
     environment: Environment, listener: Listener, local: Endpoint, remote: Endpoint, ack: Segment, now: int
 ) -> Cookie | None:
     """What ``ack`` brings back; None if that is no cookie of ours."""
-    if now >= listener.cookies_until:
+    if not _are_good(listener, now):
         return None
     return environment.cookies.check(local, remote, ack, listener.config.tcp.timestamps, now)
 
@@ -61,7 +74,7 @@ def is_early(
     environment: Environment, listener: Listener, local: Endpoint, remote: Endpoint, ack: Segment, now: int
 ) -> bool:
     """Whether to say nothing to ``ack``, which follows a third packet that has not been taken."""
-    if now >= listener.cookies_until or not environment.cookies.is_early(local, remote, ack, now):
+    if not _are_good(listener, now) or not environment.cookies.is_early(local, remote, ack, now):
         return False
     environment.counters.bump("syn_cookie_early")  # a segment of a connection that has yet to begin; it comes again
     return True
@@ -90,6 +103,11 @@ def accept(
     for subflow in connection.subflows_by_id.values():
         subflow.tcp.timestamps.offset = cookie.clock_offset
     return connection
+
+
+def _are_good(listener: Listener, now: int) -> bool:
+    """Whether cookies that this listener has sent can still come back."""
+    return now < listener.cookie_at + 2 * PERIOD_US
 
 
 def establish(connection: Connection, ack: Segment, now: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mptcp.core.multipath.config import ConnectionConfig
 from mptcp.core.multipath.connection import Connection
 from mptcp.core.multipath.connection_state import ConnectionState
+from mptcp.core.units import NEVER
 from mptcp.info import Endpoint
 
 #: Half-open connections of one listener (RFC 4987 §3.2 calls it the backlog of the SYN queue), or its backlog, if larger.
@@ -15,7 +16,8 @@ class Listener:
     """Connections come out of ``accept`` in the order in which they were established."""
 
     __slots__ = (
-        "backlog", "config", "cookies", "cookies_until", "half_open", "is_closed", "local", "overflows", "owner", "ready",
+        "backlog", "config", "cookie_at", "cookie_before", "cookies", "half_open", "is_closed", "local", "overflows", "owner",
+        "ready",
     )  # fmt: skip
 
     def __init__(self, local: Endpoint, backlog: int, config: ConnectionConfig) -> None:
@@ -26,7 +28,8 @@ class Listener:
         self.ready: list[Connection] = []
         self.overflows = 0  # SYNs refused because the application does not accept
         self.cookies = 0  # SYNs answered with a cookie, because there were too many half-open connections
-        self.cookies_until = 0  # when the last of them is void
+        self.cookie_at = -NEVER  # when the last of them was made
+        self.cookie_before = -NEVER  # and the last one of an earlier period of the cookies
         self.is_closed = False
         self.owner: object = None  # for the layer above
 
