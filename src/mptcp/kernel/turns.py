@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from typing import Final
 
 from mptcp.core.units import MILLISECOND, NEVER, SECOND
@@ -19,12 +18,12 @@ MIN_TICK_US: Final = 5 * MILLISECOND
 class Managing:
     """The managed connections of one namespace: gives each its turns, one timer for all, in the monitor's thread.
 
-    They are held weakly: a connection whose owner forgets it is managed no more.
+    They do not hold the program's sockets: one whose socket is gone is over at its next turn.
     """
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-        self._connections: weakref.WeakSet[ManagedConnection] = weakref.WeakSet()
+        self._connections: set[ManagedConnection] = set()
         self._lock = freed_in_child(threading.Lock())
         self._tick_at = NEVER
 
